@@ -1,0 +1,1 @@
+//! hookward: a reverse proxy that lets only genuine webhooks through.

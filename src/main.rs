@@ -1,0 +1,2 @@
+//! The `hookward` program.
+fn main() {}
