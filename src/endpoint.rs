@@ -83,7 +83,9 @@ impl PathPattern {
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let plain = |path: &str| {
             path.starts_with('/')
-                && path.bytes().all(|b| b.is_ascii_graphic() && !b"?#*\\\"<>^`{|}".contains(&b))
+                && path
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && !b"?#*\\\"<>^`{|}".contains(&b))
         };
         match text.strip_suffix('*') {
             Some(prefix) if prefix.ends_with('/') && plain(prefix) => {
@@ -242,8 +244,11 @@ impl Upstream {
     ///
     /// # Errors
     /// A text that says what is expected; never the value found.
-    pub fn parse_url(url: &str) -> Result<(Transport, String, String, Option<String>), &'static str> {
-        const EXPECTED: &str = "http://host[:port]/path, https://host[:port]/path or unix:/path/to.sock:/path";
+    pub fn parse_url(
+        url: &str,
+    ) -> Result<(Transport, String, String, Option<String>), &'static str> {
+        const EXPECTED: &str =
+            "http://host[:port]/path, https://host[:port]/path or unix:/path/to.sock:/path";
         if let Some(rest) = url.strip_prefix("unix:") {
             let (socket, target) = match rest.split_once(":/") {
                 Some((socket, path)) => (socket, format!("/{path}")),
@@ -254,7 +259,9 @@ impl Upstream {
             }
             let target: http::uri::PathAndQuery = target.parse().map_err(|_| EXPECTED)?;
             return Ok((
-                Transport::Unix { path: socket.into() },
+                Transport::Unix {
+                    path: socket.into(),
+                },
                 "localhost".to_owned(),
                 target.path().to_owned(),
                 target.query().map(str::to_owned),
@@ -265,15 +272,30 @@ impl Upstream {
         if authority.as_str().contains('@') {
             return Err("a URL without user name and password; use upstream_options.headers");
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         if host.is_empty() || authority.as_str().ends_with(':') {
             return Err(EXPECTED);
         }
-        let path = if uri.path().is_empty() { "/" } else { uri.path() }.to_owned();
+        let path = if uri.path().is_empty() {
+            "/"
+        } else {
+            uri.path()
+        }
+        .to_owned();
         let query = uri.query().map(str::to_owned);
         let transport = match uri.scheme_str() {
-            Some("http") => Transport::Tcp { host, port: authority.port_u16().unwrap_or(80) },
-            Some("https") => Transport::Tls { host, port: authority.port_u16().unwrap_or(443) },
+            Some("http") => Transport::Tcp {
+                host,
+                port: authority.port_u16().unwrap_or(80),
+            },
+            Some("https") => Transport::Tls {
+                host,
+                port: authority.port_u16().unwrap_or(443),
+            },
             _ => return Err(EXPECTED),
         };
         if authority.port().is_some() && authority.port_u16().is_none_or(|p| p == 0) {
@@ -317,7 +339,7 @@ pub struct Endpoint {
 }
 
 /// All endpoints of one configuration, found by path.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Endpoints {
     all: Vec<Arc<Endpoint>>,
     exact: BTreeMap<String, usize>,
@@ -349,7 +371,10 @@ impl Endpoints {
                 .take(number)
                 .find(|other| other.path == endpoint.path || other.name == endpoint.name);
             if let Some(first) = twin {
-                return Err(Clash { first: first.name.clone(), second: endpoint.name.clone() });
+                return Err(Clash {
+                    first: first.name.clone(),
+                    second: endpoint.name.clone(),
+                });
             }
             match &endpoint.path {
                 PathPattern::Exact(path) => {
@@ -357,9 +382,13 @@ impl Endpoints {
                 }
                 PathPattern::Prefix(path) => index.prefixes.push((path.clone(), number)),
             }
-            index.shadowable.extend(endpoint.scheme.header_names().cloned());
+            index
+                .shadowable
+                .extend(endpoint.scheme.header_names().cloned());
         }
-        index.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        index
+            .prefixes
+            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         index.all = all;
         Ok(index)
     }
@@ -402,6 +431,8 @@ impl Endpoints {
 
 /// A network whose `X-Forwarded-*` we keep contains this peer.
 pub fn is_trusted(peer: Option<IpAddr>, trusted: &[ipnet::IpNet]) -> bool {
-    let Some(peer) = peer.map(|ip| ip.to_canonical()) else { return false };
+    let Some(peer) = peer.map(|ip| ip.to_canonical()) else {
+        return false;
+    };
     trusted.iter().any(|net| net.contains(&peer))
 }

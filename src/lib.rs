@@ -1,1 +1,22 @@
 //! hookward: a reverse proxy that lets only genuine webhooks through.
+pub mod admin;
+pub mod app;
+pub mod body;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod dedup;
+pub mod endpoint;
+pub mod event;
+mod framing;
+pub mod gate;
+pub mod headers;
+pub mod limits;
+pub mod log;
+pub mod metrics;
+pub mod rejection;
+pub mod secret;
+pub mod server;
+pub mod shutdown;
+pub mod signature;
+pub mod upstream;

@@ -1,2 +1,10 @@
-//! The `hookward` program.
-fn main() {}
+//! The `hookward` program: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use hookward::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

@@ -1,0 +1,367 @@
+//! Builds every part, binds, runs, drains: the only place that knows them all.
+//!
+//! Owns the threads, the listeners' addresses and the order in which things begin and end. It
+//! decides nothing about a request.
+
+mod bind;
+mod reload;
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{
+    runtime::{Builder, LocalOptions, LocalRuntime},
+    sync::{mpsc, watch},
+};
+
+use self::{bind::Bound, reload::Watcher};
+use crate::{
+    admin::Admin,
+    body::Budget,
+    config::{self, Config, Fault, Listen, Sources},
+    dedup::{HashKeys, Table},
+    gate::{Gate, Live, Shared},
+    log::Sampler,
+    metrics::Metrics,
+    server::{self, Doors, Handler, Orders, Stage},
+    shutdown::{Signals, Wanted},
+};
+
+/// Keys in flight at a time, over all endpoints.
+const MAX_IN_FLIGHT: usize = 65_536;
+/// The revision that was built, where the build said so.
+const REVISION: &str = match option_env!("HOOKWARD_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug)]
+pub enum AppError {
+    /// Something could not be bound or started: place and cause.
+    Start(String, io::Error),
+    /// An upstream's certificates cannot be used.
+    Upstream(String),
+    /// A thread that has to run for ever ended.
+    ThreadEnded,
+}
+
+impl std::fmt::Display for AppError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Start(place, error) => write!(f, "{place}: {error}"),
+            Self::Upstream(fault) => f.write_str(fault),
+            Self::ThreadEnded => f.write_str("a thread ended by itself; see the log"),
+        }
+    }
+}
+
+impl std::error::Error for AppError {}
+
+/// A running hookward.
+pub struct App {
+    sources: Sources,
+    config: Config,
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    public: watch::Sender<Orders<Arc<Live>>>,
+    admin: watch::Sender<Orders<()>>,
+    is_ready: Arc<AtomicBool>,
+    threads: NonZeroUsize,
+    /// One message per public thread that ended.
+    ended: mpsc::Receiver<io::Result<()>>,
+    admin_ended: mpsc::Receiver<io::Result<()>>,
+    bound: Vec<Bound>,
+}
+
+impl App {
+    /// Binds every listener and starts every thread; ready when it returns.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub fn start(config: Config, sources: Sources) -> Result<Self, AppError> {
+        let now = SystemTime::now();
+        let metrics = Arc::new(Metrics::new(REVISION));
+        let keys = HashKeys::new([rand::random(), rand::random()]);
+        let shared = Arc::new(Shared {
+            budget: Budget::new(config.limits.max_buffered),
+            table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
+            access_log: config.log.access,
+            refusals: Sampler::new(Instant::now()),
+            metrics,
+        });
+        let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);
+        let threads = config.server.threads;
+        let public = bind::public(&config.server.listen, threads)?;
+        let operator = bind::all(&config.admin_listen, NonZeroUsize::MIN)?;
+        let addresses = |kind: &'static str, bound: &[Bound]| {
+            bound
+                .iter()
+                .map(|b| (kind, b.address.to_string()))
+                .collect::<Vec<_>>()
+        };
+        let listening = [addresses("public", &public), addresses("admin", &operator)].concat();
+
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let (public_orders, seen) = watch::channel(Orders {
+            stage: Stage::Open,
+            news: live.clone(),
+        });
+        let (ended_one, ended) = mpsc::channel(threads.get());
+        let (started_one, mut started) = mpsc::channel(threads.get() + 1);
+        let doors = Doors::new(shared.metrics.connections.clone());
+        for number in 0..threads.get() {
+            let sockets = bind::share(&public, number)?;
+            let (shared, live, doors) = (shared.clone(), live.clone(), doors.clone());
+            let (orders, budget) = (seen.clone(), shared.budget.clone());
+            let make = move || Gate::new(shared, live);
+            let name = format!("hookward-{number}");
+            let notices = (started_one.clone(), ended_one.clone());
+            thread(name, make, sockets, budget, doors, orders, notices)?;
+        }
+        let (admin_orders, seen) = watch::channel(Orders {
+            stage: Stage::Open,
+            news: (),
+        });
+        let (admin_ended_one, admin_ended) = mpsc::channel(1);
+        let make = {
+            let (shared, is_ready) = (shared.clone(), is_ready.clone());
+            move || Admin::new(shared, is_ready)
+        };
+        let uncounted = prometheus::IntGauge::new("admin_connections", "not shown")
+            .map_err(|error| AppError::Start("metrics".to_owned(), io::Error::other(error)))?;
+        thread(
+            "hookward-admin".to_owned(),
+            make,
+            bind::share(&operator, 0)?,
+            shared.budget.clone(),
+            Doors::new(uncounted),
+            seen,
+            (started_one, admin_ended_one),
+        )?;
+        while started.blocking_recv().is_some() {}
+        for (listener, address) in listening {
+            tracing::info!(listener, address, "listening");
+        }
+        shared.metrics.config_took_effect(now);
+        is_ready.store(true, Ordering::Release);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            threads = threads.get(),
+            endpoints = live.endpoints.len(),
+            "ready"
+        );
+        let mut bound = public;
+        bound.extend(operator);
+        // The threads have their own: a listener closes when they close it.
+        bound.iter_mut().for_each(Bound::let_go);
+        Ok(Self {
+            sources,
+            config,
+            shared,
+            live,
+            public: public_orders,
+            admin: admin_orders,
+            is_ready,
+            threads,
+            ended,
+            admin_ended,
+            bound,
+        })
+    }
+
+    /// The addresses senders connect to.
+    pub fn public_addresses(&self) -> impl Iterator<Item = &Listen> {
+        self.bound
+            .iter()
+            .take(self.config.server.listen.len())
+            .map(|bound| &bound.address)
+    }
+
+    /// The metrics, for whoever runs the daemon inside a process of its own.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Runs until a signal ends the process, reloading when told to or when files change.
+    ///
+    /// # Errors
+    /// [`AppError::ThreadEnded`]: better to end than to serve with half the threads.
+    pub fn run(mut self) -> Result<(), AppError> {
+        let failed = |error| AppError::Start("main thread".to_owned(), error);
+        let runtime = runtime().map_err(failed)?;
+        runtime.block_on(async move {
+            let mut signals = Signals::new().map_err(failed)?;
+            let mut watcher = Watcher::new(&self.config.watched);
+            loop {
+                tokio::select! {
+                    wanted = signals.next() => match wanted {
+                        Wanted::Reload => self.reload(&mut watcher, "signal"),
+                        Wanted::Stop => break,
+                    },
+                    () = watcher.changed() => self.reload(&mut watcher, "changed file"),
+                    _ = self.ended.recv() => return Err(AppError::ThreadEnded),
+                    _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
+                }
+            }
+            tokio::select! {
+                outcome = self.drain() => outcome,
+                () = signals.stop_again() => {
+                    tracing::warn!("second signal, ending at once");
+                    Err(AppError::ThreadEnded)
+                }
+            }
+        })
+    }
+
+    /// Ends in order: not ready; still accepting for `shutdown_delay`; no longer accepting, what is
+    /// in flight finishes within `shutdown_grace`; the operator's listeners last.
+    async fn drain(&mut self) -> Result<(), AppError> {
+        self.is_ready.store(false, Ordering::Release);
+        let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
+        tracing::info!(
+            delay_seconds = delay.as_secs_f64(),
+            grace_seconds = grace.as_secs_f64(),
+            "stopping"
+        );
+        self.public
+            .send_modify(|orders| orders.stage = Stage::Leaving);
+        tokio::time::sleep(delay).await;
+        self.public
+            .send_modify(|orders| orders.stage = Stage::Draining);
+        let all_ended = async {
+            for _ in 0..self.threads.get() {
+                self.ended.recv().await;
+            }
+        };
+        let is_clean = tokio::time::timeout(grace, all_ended).await.is_ok();
+        if !is_clean {
+            let open = self.shared.metrics.connections.get();
+            tracing::warn!(
+                connections = open,
+                "shutdown_grace is over, ending what is left"
+            );
+        }
+        self.admin
+            .send_modify(|orders| orders.stage = Stage::Draining);
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.admin_ended.recv()).await;
+        self.bound.iter().for_each(Bound::remove);
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Tries the configuration again; a bad one changes nothing.
+    fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
+        match self.try_reload() {
+            Ok(()) => {
+                watcher.watch(&self.config.watched);
+                self.shared.metrics.config_reloads.inc();
+                self.shared.metrics.config_took_effect(SystemTime::now());
+                tracing::info!(
+                    why,
+                    endpoints = self.live.endpoints.len(),
+                    "configuration reloaded"
+                );
+            }
+            Err(faults) => {
+                self.shared.metrics.config_was_refused();
+                for fault in faults {
+                    tracing::error!(why, %fault, "configuration refused, the running one stays");
+                }
+            }
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<(), Vec<Fault>> {
+        let new = config::load(&self.sources, SystemTime::now())?;
+        let fault = |path: &str, what: String| {
+            vec![Fault {
+                origin: "reload".to_owned(),
+                path: path.to_owned(),
+                what,
+            }]
+        };
+        let fixed = self.config.needs_restart(&new);
+        if !fixed.is_empty() {
+            return Err(fault(
+                &fixed.join(", "),
+                "needs a restart to change".to_owned(),
+            ));
+        }
+        let live = live(&new, &self.shared, Some(&self.live)).map_err(|what| fault("", what))?;
+        let live = Arc::new(live);
+        self.shared.budget.resize(new.limits.max_buffered);
+        let (now, before): (Vec<_>, Vec<_>) = (
+            live.endpoints.iter().cloned().collect(),
+            self.live.endpoints.iter().cloned().collect(),
+        );
+        self.shared.metrics.retain(&now, &before);
+        self.public.send_modify(|orders| orders.news = live.clone());
+        self.live = live;
+        for warning in &new.warnings {
+            tracing::warn!(warning, "configuration");
+        }
+        self.config = new;
+        Ok(())
+    }
+}
+
+fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<Live, String> {
+    Live::new(
+        config.endpoints.clone(),
+        config.limits,
+        config.server.trusted_proxies.clone(),
+        &shared.metrics,
+        before,
+    )
+}
+
+fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+}
+
+type Notices = (mpsc::Sender<()>, mpsc::Sender<io::Result<()>>);
+
+/// Starts one event loop on a thread of its own: `started` is told by dropping its sender, and
+/// `ended` stands for joining it.
+fn thread<H: Handler>(
+    name: String,
+    make: impl FnOnce() -> H + Send + 'static,
+    sockets: Vec<server::Socket>,
+    budget: Arc<Budget>,
+    doors: Doors,
+    orders: watch::Receiver<Orders<H::News>>,
+    (started, ended): Notices,
+) -> Result<(), AppError>
+where
+    H::News: Send + Sync,
+{
+    let place = name.clone();
+    let body = move || {
+        let outcome = runtime().and_then(|runtime| {
+            let run = server::run(make(), sockets, budget, doors, orders, move || {
+                drop(started)
+            });
+            runtime.block_on(run)
+        });
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "an event loop ended");
+        }
+        // Nobody listens any more when the process is ending.
+        let _ = ended.blocking_send(outcome);
+    };
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(body)
+        .map(drop)
+        .map_err(|error| AppError::Start(place, error))
+}

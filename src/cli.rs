@@ -1,0 +1,166 @@
+//! The command line: what can be asked of the program, and how it ends.
+//!
+//! Owns arguments, their help and the exit codes: 0 fine, 1 failed, 2 usage or configuration.
+//! Errors go to stderr, one line each.
+
+mod check;
+mod demo;
+mod healthcheck;
+mod sample;
+mod send;
+mod serve;
+mod verify;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{self, Fault, Flags, Sources};
+
+/// Usage or configuration.
+const USAGE: u8 = 2;
+
+/// Lets only genuine webhooks through: verifies, deduplicates, relays.
+#[derive(Debug, Parser)]
+#[command(version, about, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gate
+    Serve(ServeArgs),
+    /// Check a configuration and print what is in effect, secrets as ***
+    Check(check::CheckArgs),
+    /// Send a signed sample event, as the sender's Test button does
+    Send(send::SendArgs),
+    /// Say whether a signature matches, and if not, what would have
+    Verify(verify::VerifyArgs),
+    /// Show everything on loopback: a gate, an application, genuine and forged events
+    Demo(demo::DemoArgs),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Ask a running hookward whether it is ready
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// TOML, or YAML by extension [default: /etc/hookward/hookward.toml, if present]
+    #[arg(long, value_name = "FILE", env = "HOOKWARD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where verified events go; makes one endpoint named default
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// The environment variable that holds the secret of that endpoint
+    #[arg(long, value_name = "VARIABLE")]
+    secret_env: Option<String>,
+    /// The path of that endpoint [default: /]
+    #[arg(long)]
+    path: Option<String>,
+    /// What that endpoint does with events
+    #[arg(long, value_parser = ["relay", "queue"])]
+    mode: Option<String>,
+    /// Where senders connect, such as 0.0.0.0:8080; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+}
+
+impl ServeArgs {
+    fn sources(self) -> Sources {
+        Sources {
+            file: self.config,
+            env: environment(),
+            flags: Flags {
+                upstream: self.upstream,
+                secret_env: self.secret_env,
+                path: self.path,
+                mode: self.mode,
+                listen: self.listen,
+            },
+        }
+    }
+}
+
+/// The environment; what is not text cannot be configuration.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// How a command that did not do its work ends.
+#[derive(Debug)]
+enum Failure {
+    /// It was tried and failed.
+    Failed(String),
+    /// It could not be tried.
+    Usage(Vec<String>),
+}
+
+impl From<Vec<Fault>> for Failure {
+    fn from(faults: Vec<Fault>) -> Self {
+        Self::Usage(faults.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+type Outcome = Result<(), Failure>;
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Serve(args) => serve::run(args.sources()),
+            Command::Check(args) => check::run(args),
+            Command::Send(args) => send::run(args),
+            Command::Verify(args) => verify::run(args),
+            Command::Demo(args) => demo::run(args),
+            Command::Schema => print(&format!("{:#}\n", config::json_schema())),
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "hookward", &mut script);
+                print(&String::from_utf8_lossy(&script))
+            }
+            Command::Healthcheck(args) => healthcheck::run(args),
+        };
+        let (code, lines) = match outcome {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(Failure::Failed(line)) => (ExitCode::FAILURE, vec![line]),
+            Err(Failure::Usage(lines)) => (ExitCode::from(USAGE), lines),
+        };
+        for line in lines {
+            // With stderr closed the exit code has to do.
+            let _ = writeln!(io::stderr(), "hookward: {line}");
+        }
+        code
+    }
+}
+
+/// Writes to stdout; a reader that has seen enough is no failure.
+fn print(text: &str) -> Outcome {
+    match io::stdout()
+        .write_all(text.as_bytes())
+        .and_then(|()| io::stdout().flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,36 @@
+//! `serve`: the daemon.
+
+use std::time::SystemTime;
+
+use super::{Failure, Outcome};
+use crate::{
+    app::{App, AppError},
+    config::{self, Config, Sources},
+    log,
+};
+
+pub(super) fn run(sources: Sources) -> Outcome {
+    let config = config::load(&sources, SystemTime::now())?;
+    let _flushed = start_log(&config, &sources)?;
+    for warning in &config.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+    let app = App::start(config, sources).map_err(|error| match error {
+        AppError::Start(..) | AppError::ThreadEnded => Failure::Failed(error.to_string()),
+        AppError::Upstream(fault) => Failure::Usage(vec![fault]),
+    })?;
+    app.run()
+        .map_err(|error| Failure::Failed(error.to_string()))
+}
+
+fn start_log(
+    config: &Config,
+    sources: &Sources,
+) -> Result<tracing_appender::non_blocking::WorkerGuard, Failure> {
+    let directives = sources.env.iter().find(|(name, _)| name == "HOOKWARD_LOG");
+    let directives = directives
+        .map(|(_, value)| value.as_str())
+        .filter(|value| !value.is_empty());
+    log::start(&config.log.level, directives, config.log.format)
+        .map_err(|error| Failure::Usage(vec![error.to_string()]))
+}

@@ -1,0 +1,194 @@
+//! File, environment and flags, read into a [`Config`] that is right by construction.
+//!
+//! Owns every key of the configuration, its default, and what is said when it is wrong. All faults
+//! are reported together, each with the place it was set and what would be right; the value found
+//! is never shown, because it may be a secret. Secrets and certificates are read here, once; what
+//! is done with them is left to others.
+
+mod build;
+mod document;
+mod table;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::{endpoint::Endpoints, limits::Limits, log};
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file named on the command line.
+    pub file: Option<PathBuf>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// What the command line says besides.
+    pub flags: Flags,
+}
+
+/// The flags that stand for a file: one endpoint named `default`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// Its upstream.
+    pub upstream: Option<String>,
+    /// The variable that holds its secret.
+    pub secret_env: Option<String>,
+    /// Its path.
+    pub path: Option<String>,
+    /// Its mode.
+    pub mode: Option<String>,
+    /// The public listeners.
+    pub listen: Vec<String>,
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The file, variable or flag it was set by.
+    pub origin: String,
+    /// The key, such as `endpoints.crm.deadline`; empty for a whole file.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.origin)?;
+        if !self.path.is_empty() {
+            write!(f, ": {}", self.path)?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// A configuration, parsed.
+#[derive(Debug)]
+pub struct Config {
+    /// Where durable state lives.
+    pub data_dir: Option<PathBuf>,
+    /// How long the process still accepts after it was told to end.
+    pub shutdown_delay: Duration,
+    /// How long requests in flight then have.
+    pub shutdown_grace: Duration,
+    /// The public side.
+    pub server: Server,
+    /// The operator's listeners.
+    pub admin_listen: Vec<Listen>,
+    /// What is logged, and how.
+    pub log: Log,
+    /// The bounds for senders.
+    pub limits: Limits,
+    /// Done keys held in memory.
+    pub dedup_capacity: NonZeroUsize,
+    /// The endpoints.
+    pub endpoints: Endpoints,
+    /// What is legal and probably not meant.
+    pub warnings: Vec<String>,
+    /// Files whose change means a reload.
+    pub watched: Vec<PathBuf>,
+    effective: Value,
+}
+
+/// The public side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Where senders connect.
+    pub listen: Vec<Listen>,
+    /// Event-loop threads.
+    pub threads: NonZeroUsize,
+    /// Peers whose `X-Forwarded-*` are kept.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least level: an env-filter directive.
+    pub level: String,
+    /// How lines look.
+    pub format: log::Format,
+    /// One line per request.
+    pub access: bool,
+}
+
+/// An address to listen at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Listen {
+    /// An IP address and a port; port 0 is the system's choice.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl Listen {
+    /// Reads `127.0.0.1:8080`, `[::]:8080` or `unix:/run/app.sock`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix("unix:") {
+            Some(path) => path.starts_with('/').then(|| Self::Unix(path.into())),
+            None => text.parse().ok().map(Self::Tcp),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Reads a configuration; `now` tells secrets that have expired.
+///
+/// # Errors
+/// Every [`Fault`] there is, ordered by place.
+pub fn load(sources: &Sources, now: SystemTime) -> Result<Config, Vec<Fault>> {
+    let document = document::Document::read(sources)?;
+    build::build(document, &sources.env, now)
+}
+
+impl Config {
+    /// The effective configuration, defaults filled in and secrets as `***`, as TOML.
+    pub fn effective_toml(&self) -> String {
+        // Every value in it came from text, numbers and flags: TOML can say them all.
+        toml::to_string_pretty(&self.effective).unwrap_or_default()
+    }
+
+    /// The same as JSON.
+    pub fn effective_json(&self) -> &Value {
+        &self.effective
+    }
+
+    /// The keys whose change a running process cannot follow.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("server.listen", self.server.listen != new.server.listen),
+            ("server.threads", self.server.threads != new.server.threads),
+            ("admin.listen", self.admin_listen != new.admin_listen),
+            ("data_dir", self.data_dir != new.data_dir),
+            ("dedup.capacity", self.dedup_capacity != new.dedup_capacity),
+        ];
+        changed
+            .into_iter()
+            .filter(|(_, is_changed)| *is_changed)
+            .map(|(key, _)| key)
+            .collect()
+    }
+}
+
+/// The JSON Schema (2020-12) of the configuration.
+pub fn json_schema() -> Value {
+    build::schema()
+}
+
+#[cfg(test)]
+mod tests;

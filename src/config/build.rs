@@ -1,0 +1,329 @@
+//! Every key, its default and its bounds: the merged document becomes a [`Config`].
+
+mod endpoint;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    num::NonZeroUsize,
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Map, Value, json};
+
+use self::endpoint::Reader;
+use super::{
+    Config, Fault, Listen, Log, Server,
+    document::{Document, TOP},
+    table::{Kind, Table, as_text},
+};
+use crate::{
+    dedup, endpoint::Dedup, endpoint::Endpoints, endpoint::MissingKey, limits::Limits, log,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_hours(24);
+/// What switches on something that does not exist yet.
+pub(super) const NOT_AVAILABLE: &str = "not available in this version";
+const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock";
+
+/// Makes a configuration of a document.
+pub(super) fn build(
+    document: Document,
+    env: &[(String, String)],
+    now: SystemTime,
+) -> Result<Config, Vec<Fault>> {
+    let faults = Rc::new(RefCell::new(Vec::new()));
+    let mut root = Table::root(document.values.clone(), &faults);
+    let built = read_root(&mut root, env, now);
+    let (effective, _) = root.end();
+    let found = faults.borrow().clone();
+    let mut all: Vec<Fault> = found
+        .into_iter()
+        .map(|found| Fault {
+            origin: document.origin(&found.path),
+            path: found.path,
+            what: found.what,
+        })
+        .collect();
+    all.sort_by(|a, b| (&a.origin, &a.path).cmp(&(&b.origin, &b.path)));
+    let Some(mut config) = built.filter(|_| all.is_empty()) else {
+        return Err(all);
+    };
+    config.warnings.splice(0..0, document.warnings);
+    config.watched.extend(document.file);
+    config.effective = effective;
+    Ok(config)
+}
+
+/// The schema: what reading one endpoint with everything in it asks for.
+pub(super) fn schema() -> Value {
+    let faults = Rc::new(RefCell::new(Vec::new()));
+    let document = json!({"endpoints": {"x": {"scheme": {}, "secrets": [{}]}}});
+    let mut root = Table::root(document.as_object().cloned().unwrap_or_default(), &faults);
+    read_root(&mut root, &[], SystemTime::UNIX_EPOCH);
+    let (_, mut schema) = root.end();
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert(
+            "$schema".into(),
+            json!("https://json-schema.org/draft/2020-12/schema"),
+        );
+        schema.insert("title".into(), json!("hookward configuration"));
+    }
+    schema
+}
+
+fn read_root(root: &mut Table, env: &[(String, String)], now: SystemTime) -> Option<Config> {
+    let hour = Duration::from_hours(1);
+    let data_dir = root.text("data_dir").map(PathBuf::from);
+    let shutdown_delay = root.duration("shutdown_delay", Duration::ZERO, Duration::ZERO..=hour);
+    let shutdown_grace = root.duration(
+        "shutdown_grace",
+        Duration::from_secs(25),
+        Duration::ZERO..=hour,
+    );
+    let server = read_server(root);
+    let admin_listen = read_admin(root);
+    let log = read_log(root)?;
+    let limits = read_limits(root);
+    let mut table = root.table("dedup");
+    let capacity = table.number("capacity", 100_000, 1..=100_000_000);
+    let default = Dedup {
+        missing_key: MissingKey::Forward,
+        policy: dedup::Policy {
+            window: DAY,
+            key_reuse: dedup::KeyReuse::Duplicate,
+            replay: dedup::Replay::Flag,
+        },
+    };
+    let dedup = read_dedup(&mut table, default)?;
+    root.close("dedup", table);
+
+    let mut reader = Reader {
+        env,
+        now,
+        limits,
+        dedup,
+        warnings: Vec::new(),
+        watched: BTreeSet::new(),
+    };
+    let endpoints = read_endpoints(root, &mut reader);
+    debug_assert!(
+        TOP.len() == 9,
+        "the top-level keys are listed in the document too"
+    );
+    Some(Config {
+        data_dir,
+        shutdown_delay,
+        shutdown_grace,
+        server: server?,
+        admin_listen,
+        log,
+        limits,
+        dedup_capacity: NonZeroUsize::new(capacity)?,
+        endpoints: endpoints?,
+        warnings: reader.warnings,
+        watched: reader.watched.into_iter().collect(),
+        effective: Value::Null,
+    })
+}
+
+fn read_server(root: &mut Table) -> Option<Server> {
+    let mut table = root.table("server");
+    let listen = table.list("listen", &["0.0.0.0:8080"], ADDRESS, Listen::parse);
+    if listen.is_empty() {
+        table.fault("listen", "expected at least one address");
+    }
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = table.number("threads", 0, 0..=1024);
+    let threads = if threads == 0 { cores } else { threads };
+    let network = "a network such as 10.0.0.0/8 or ::1/128";
+    let parse = |text: &str| text.parse().ok();
+    let trusted_proxies = table.list("trusted_proxies", &[], network, parse);
+    if table.flag("proxy_protocol", false) {
+        table.fault("proxy_protocol", NOT_AVAILABLE);
+    }
+    if table.has("tls") {
+        table.fault("tls", NOT_AVAILABLE);
+    }
+    table.read("tls", Kind::Text, "a table", |_| Some(()));
+    table.describe("tls", json!({"type": "object"}));
+    root.close("server", table);
+    Some(Server {
+        listen,
+        threads: NonZeroUsize::new(threads)?,
+        trusted_proxies,
+    })
+}
+
+fn read_admin(root: &mut Table) -> Vec<Listen> {
+    let mut table = root.table("admin");
+    let listen = table.list("listen", &["127.0.0.1:9464"], ADDRESS, Listen::parse);
+    if table.has("api_listen") {
+        table.list("api_listen", &[], ADDRESS, Listen::parse);
+    }
+    if table.has("token") {
+        table.fault("token", NOT_AVAILABLE);
+    }
+    table.read("token", Kind::Text, "a table", |_| Some(()));
+    table.describe("token", json!({"type": "object"}));
+    let network = "a network such as 10.0.0.0/8";
+    table.list("upstream_allow", &[], network, |text| {
+        text.parse::<ipnet::IpNet>().ok()
+    });
+    table.describe(
+        "api_listen",
+        json!({"type": "array", "items": {"type": "string"}}),
+    );
+    let mut capture = table.table("capture");
+    if capture.number("events", 0, 0..=100_000) > 0 {
+        capture.fault("events", NOT_AVAILABLE);
+    }
+    capture.size("bytes", 8 << 20, 0..=1 << 30);
+    table.close("capture", capture);
+    root.close("admin", table);
+    listen
+}
+
+fn read_log(root: &mut Table) -> Option<Log> {
+    let mut table = root.table("log");
+    let levels = ["error", "warn", "info", "debug", "trace", "off"].map(|level| (level, level));
+    let level = table.choice("level", "info", &levels)?;
+    let formats = [("json", log::Format::Json), ("text", log::Format::Text)];
+    let format = table.choice("format", "json", &formats)?;
+    let access = table.flag("access", false);
+    root.close("log", table);
+    Some(Log {
+        level: level.to_owned(),
+        format,
+        access,
+    })
+}
+
+fn read_limits(root: &mut Table) -> Limits {
+    let mut table = root.table("limits");
+    let default = Limits::default();
+    let gib = 1 << 30;
+    let max_body = table.size("max_body", default.max_body, 1..=gib);
+    let max_buffered = table.size("max_buffered", default.max_buffered, 1024..=1 << 40);
+    if max_body > max_buffered {
+        table.fault(
+            "max_body",
+            "expected at most limits.max_buffered: no larger body could be held",
+        );
+    }
+    let (short, long) = (10 * MS, Duration::from_hours(1));
+    let limits = Limits {
+        max_body,
+        max_buffered,
+        max_connections: table.number("max_connections", default.max_connections, 1..=1_000_000),
+        max_header_bytes: table.size("max_header_bytes", default.max_header_bytes, 8192..=1 << 20),
+        max_header_fields: table.number("max_header_fields", default.max_header_fields, 1..=1000),
+        max_target_bytes: table.size("max_target_bytes", default.max_target_bytes, 1..=65_000),
+        header_timeout: table.duration("header_timeout", default.header_timeout, short..=long),
+        body_timeout: table.duration("body_timeout", default.body_timeout, short..=long),
+        idle_timeout: table.duration("idle_timeout", default.idle_timeout, short..=long),
+    };
+    root.close("limits", table);
+    limits
+}
+
+/// How duplicates are recognised: the global table, or an endpoint's own over it.
+fn read_dedup(table: &mut Table, default: Dedup) -> Option<Dedup> {
+    use dedup::{KeyReuse, Replay};
+    let window = table.duration("window", default.policy.window, 100 * MS..=30 * DAY);
+    let missing = [
+        ("forward", MissingKey::Forward),
+        ("reject", MissingKey::Reject),
+        ("body", MissingKey::Body),
+    ];
+    let reuse = [
+        ("duplicate", KeyReuse::Duplicate),
+        ("forward", KeyReuse::Forward),
+        ("reject", KeyReuse::Reject),
+    ];
+    let replay = [
+        ("flag", Replay::Flag),
+        ("off", Replay::Off),
+        ("reject", Replay::Reject),
+    ];
+    Some(Dedup {
+        missing_key: table.choice(
+            "missing_key",
+            name_of(&missing, default.missing_key),
+            &missing,
+        )?,
+        policy: dedup::Policy {
+            window,
+            key_reuse: table.choice(
+                "key_reuse",
+                name_of(&reuse, default.policy.key_reuse),
+                &reuse,
+            )?,
+            replay: table.choice("replay", name_of(&replay, default.policy.replay), &replay)?,
+        },
+    })
+}
+
+fn name_of<T: PartialEq + Copy>(options: &[(&'static str, T)], value: T) -> &'static str {
+    options
+        .iter()
+        .find(|(_, option)| *option == value)
+        .map_or("", |(name, _)| name)
+}
+
+fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints> {
+    let mut table = root.table("endpoints");
+    let names = table.names();
+    if names.is_empty() {
+        table.fault(
+            "",
+            "expected at least one: [endpoints.NAME] with path, upstream and secrets, \
+             or --upstream URL --secret-env VARIABLE",
+        );
+    }
+    let mut all = Vec::new();
+    let mut schema = Value::Null;
+    let mut shown = Map::new();
+    for name in names {
+        let mut endpoint = table.named(&name);
+        all.push(reader.endpoint(&name, &mut endpoint));
+        let (effective, described) = endpoint.end();
+        shown.insert(name, effective);
+        schema = described;
+    }
+    table.end();
+    root.show("endpoints", shown);
+    root.describe(
+        "endpoints",
+        json!({
+            "type": "object",
+            "propertyNames": {"pattern": "^[a-z][a-z0-9_]{0,62}$"},
+            "additionalProperties": schema
+        }),
+    );
+    let all: Vec<_> = all.into_iter().collect::<Option<_>>()?;
+    match Endpoints::new(all) {
+        Ok(endpoints) => Some(endpoints),
+        Err(clash) => {
+            root.fault(
+                &format!("endpoints.{}.path", clash.second),
+                format!(
+                    "expected a path of its own: endpoints.{} has the same",
+                    clash.first
+                ),
+            );
+            None
+        }
+    }
+}
+
+/// A moment as in RFC 3339.
+pub(super) fn as_moment(value: &Value) -> Option<SystemTime> {
+    let text = as_text(value)?;
+    humantime::parse_rfc3339(&text)
+        .or_else(|_| humantime::parse_rfc3339(&text.replace(' ', "T")))
+        .ok()
+}

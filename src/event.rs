@@ -1,0 +1,173 @@
+//! What a verified body says about itself: its type, and its key where the scheme keeps it there.
+//!
+//! Owns reading one string out of a JSON body without building the rest of it. It never decides
+//! whether a body is delivered: a body that is no JSON is an event like any other.
+
+use std::{cell::RefCell, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// The string or integer at a JSON pointer (RFC 6901) in a body; `None` when there is none.
+///
+/// Reading stops at the value: what comes after it is not looked at. Of members with the same
+/// name, the first counts. Integers are given in decimal.
+pub fn text_at(body: &[u8], pointer: &str) -> Option<String> {
+    let path: Vec<String> = pointer
+        .strip_prefix('/')?
+        .split('/')
+        .map(|t| t.replace("~1", "/").replace("~0", "~"))
+        .collect();
+    let found = RefCell::new(None);
+    let mut json = serde_json::Deserializer::from_slice(body);
+    // Ends with an error at the value on purpose; what was found is what counts.
+    let _ = Walk {
+        path: &path,
+        found: &found,
+    }
+    .deserialize(&mut json);
+    found.into_inner()
+}
+
+struct Walk<'a> {
+    path: &'a [String],
+    found: &'a RefCell<Option<String>>,
+}
+
+impl Walk<'_> {
+    fn keep<E: serde::de::Error>(&self, text: String) -> Result<(), E> {
+        if self.path.is_empty() {
+            *self.found.borrow_mut() = Some(text);
+        }
+        Err(E::custom("done"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object on the way to a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.keep(text.to_owned())
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
+        self.keep(number.to_string())
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
+        self.keep(number.to_string())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let Some((wanted, path)) = self.path.split_first() else {
+            return Err(serde::de::Error::custom("an object, not a string"));
+        };
+        while let Some(is_wanted) = members.next_key_seed(Is(wanted))? {
+            if is_wanted {
+                return members.next_value_seed(Walk {
+                    path,
+                    found: self.found,
+                });
+            }
+            members.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let Some((wanted, path)) = self.path.split_first() else {
+            return Err(serde::de::Error::custom("an array, not a string"));
+        };
+        let wanted: usize = wanted.parse().map_err(serde::de::Error::custom)?;
+        for _ in 0..wanted {
+            if items.next_element::<IgnoredAny>()?.is_none() {
+                return Ok(());
+            }
+        }
+        items
+            .next_element_seed(Walk {
+                path,
+                found: self.found,
+            })
+            .map(drop)
+    }
+}
+
+/// Whether a member's name is the wanted one, without keeping it.
+struct Is<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Is<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<bool, D::Error> {
+        json.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Is<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member's name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_at_a_pointer_is_found_wherever_it_stands() {
+        let body = br#"{"a":{"b":[0,{"c/d":"deep"}]},"type":"message.created","n":-7}"#;
+        assert_eq!(text_at(body, "/type").as_deref(), Some("message.created"));
+        assert_eq!(text_at(body, "/a/b/1/c~1d").as_deref(), Some("deep"));
+        assert_eq!(text_at(body, "/n").as_deref(), Some("-7"));
+    }
+
+    #[test]
+    fn nothing_is_found_where_there_is_no_text() {
+        let bodies: [&[u8]; 8] = [
+            b"",
+            b"{}",
+            b"[]",
+            b"null",
+            br#"{"type":null}"#,
+            br#"{"type":{"a":1}}"#,
+            b"{\"typ",
+            b"\xff",
+        ];
+        for body in bodies {
+            assert_eq!(text_at(body, "/type"), None, "{body:?}");
+        }
+        assert_eq!(text_at(br#"{"type":"x"}"#, "/type/deeper"), None);
+    }
+
+    #[test]
+    fn what_follows_the_text_is_not_looked_at() {
+        assert_eq!(
+            text_at(br#"{"type":"x", this is no JSON"#, "/type").as_deref(),
+            Some("x")
+        );
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let body = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(text_at(body.as_bytes(), "/0/0"), None);
+    }
+}

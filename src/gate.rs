@@ -1,0 +1,556 @@
+//! One request, from its head to its answer, in the order things happen.
+//!
+//! Owns the order of the steps and the clock: `now` is read here once and handed down. How a step
+//! works is left to its room, and which status a refusal gets to `rejection`. Only a body whose
+//! signature was good (or an endpoint that does not enforce yet) passes the line marked below;
+//! nothing before it touches the duplicate table or the upstream.
+
+mod live;
+mod visit;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+pub use self::live::{Live, Shared};
+use self::{
+    live::Lane,
+    visit::{Visit, problem},
+};
+use crate::{
+    body::{self, Body, BodyError},
+    connection::{Verdict, Watch},
+    dedup::{Ask, Claim, Decision, Ended, Fingerprint},
+    endpoint::{Endpoint, MissingKey, is_trusted},
+    event,
+    headers::{self, Forward},
+    metrics::{EventLabel, Outcome},
+    rejection::{KeyFault, Malformation, Rejection},
+    signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
+    upstream::{Answer, AnswerBody, UpstreamError},
+};
+
+/// Most bytes in an idempotency key.
+const KEY_LIMIT: usize = 255;
+/// A body this long and still unread when its request is refused: its connection is not kept.
+const UNREAD_LIMIT: u64 = 64 * 1024;
+
+/// One thread's gate: the running configuration and this thread's upstream connections.
+#[derive(Debug)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    lanes: RefCell<Rc<Lanes>>,
+    random: RefCell<rand::rngs::StdRng>,
+    is_closing: Cell<bool>,
+}
+
+/// The running configuration with this thread's pools beside it, by endpoint number.
+#[derive(Debug)]
+struct Lanes {
+    live: Arc<Live>,
+    pools: Vec<Rc<crate::upstream::Pool>>,
+}
+
+/// A request that may go on to the upstream.
+#[derive(Debug)]
+enum Admitted {
+    /// Its signature is good.
+    Verified(Authentic),
+    /// Its signature is not, at an endpoint that does not enforce yet.
+    Unenforced,
+}
+
+impl Gate {
+    /// A gate for one thread.
+    pub fn new(shared: Arc<Shared>, live: Arc<Live>) -> Rc<Self> {
+        Rc::new(Self {
+            shared,
+            lanes: RefCell::new(Rc::new(Lanes::new(live))),
+            random: RefCell::new(rand::make_rng()),
+            is_closing: Cell::new(false),
+        })
+    }
+
+    /// What all threads share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The configuration that runs.
+    pub fn live(&self) -> Arc<Live> {
+        self.lanes.borrow().live.clone()
+    }
+
+    /// Puts another configuration in force. Requests under way end under the one they began with.
+    pub fn switch(&self, live: Arc<Live>) {
+        *self.lanes.borrow_mut() = Rc::new(Lanes::new(live));
+    }
+
+    /// From now on every answer asks the sender to close its connection.
+    pub fn close(&self) {
+        self.is_closing.set(true);
+    }
+
+    /// Drops upstream connections that died while idle, and keys whose window is over.
+    pub fn sweep(&self, now: Instant) {
+        self.lanes
+            .borrow()
+            .pools
+            .iter()
+            .for_each(|pool| pool.sweep());
+        self.shared.table.sweep(now);
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+        let now = SystemTime::now();
+        let began = watch.begin(Instant::now());
+        let mut visit = Visit::begin(now, began, &mut *self.random.borrow_mut());
+        let (head, incoming) = request.into_parts();
+        let outcome = self.pass(watch, &head, incoming, &mut visit).await;
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(rejection) => problem(rejection, &mut visit),
+        };
+        if self.is_closing.get() || visit.closes {
+            response.headers_mut().insert(header::CONNECTION, CLOSE);
+        }
+        let ended = Instant::now();
+        visit.end(&self.shared, watch.peer, &response, ended);
+        watch.answered(ended);
+        response
+    }
+
+    /// The request's life.
+    async fn pass(
+        &self,
+        watch: &Watch,
+        head: &Parts,
+        incoming: Incoming,
+        visit: &mut Visit,
+    ) -> Result<Response<AnswerBody>, Rejection> {
+        let lanes = self.lanes.borrow().clone();
+        visit.closes = true;
+        let path = check_head(head, &lanes.live)?;
+
+        let (lane, pool, remainder) = lanes.find(path).ok_or(Rejection::UnknownPath)?;
+        visit.enter(lane);
+        let endpoint = &*lane.endpoint;
+        check_remainder(remainder)?;
+        visit.closes = incoming
+            .size_hint()
+            .upper()
+            .is_none_or(|size| size > UNREAD_LIMIT)
+            || head.headers.contains_key(header::EXPECT);
+        let announced = refuse_early(endpoint, head, &incoming)?;
+
+        let signed = SignedRequest {
+            headers: &head.headers,
+            method: head.method.as_str(),
+            url: head
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str()),
+        };
+        let verification = endpoint.scheme.open(&endpoint.secrets, &signed, visit.now);
+        let mut verification = visit.unless_enforced(endpoint, verification)?;
+        let header_key = header_key(endpoint, head)?;
+
+        let mut spent = Duration::ZERO;
+        let see = |bytes: &[u8]| {
+            if let Some(verification) = &mut verification {
+                let start = Instant::now();
+                verification.update(bytes);
+                spent += start.elapsed();
+            }
+        };
+        let body = body::read(
+            incoming,
+            announced,
+            endpoint.max_body,
+            &self.shared.budget,
+            see,
+        );
+        let body = body.await.map_err(|error| unread(error, watch))?;
+        visit.closes = false;
+        lane.metrics
+            .body_bytes
+            .observe(visit::float(body.as_bytes().len()));
+        let admitted = match verification {
+            None => Admitted::Unenforced,
+            Some(verification) => {
+                self.shared
+                    .metrics
+                    .verify_duration
+                    .observe(spent.as_secs_f64());
+                let authentic = verification.finish();
+                let authentic = visit.unless_enforced(endpoint, authentic)?;
+                authentic.map_or(Admitted::Unenforced, Admitted::Verified)
+            }
+        };
+
+        // Only what is genuine passes here (or what an endpoint that enforces later lets through).
+        let event_type = event_type(endpoint, head, &body);
+        let mut relay = Relay {
+            gate: self,
+            watch,
+            lane,
+            pool,
+            head,
+            remainder,
+            event_type,
+        };
+        let Admitted::Verified(authentic) = admitted else {
+            let answer = relay.send(visit, &body, false, false).await?;
+            return Ok(visit.forwarded(answer, Outcome::Unverified));
+        };
+        visit.event = EventLabel::of(relay.event_type.as_deref());
+        lane.metrics.verified(authentic.secret(), visit.now);
+        if !endpoint.events.allows(relay.event_type.as_deref()) {
+            return Ok(visit.acknowledged(Outcome::Filtered));
+        }
+
+        let ask = self.ask(endpoint, header_key, &body, &authentic)?;
+        let is_keyed = ask.digest.is_some();
+        let claim = match self.claim(lane, ask)? {
+            Claimed::Duplicate => return Ok(visit.acknowledged(Outcome::Duplicate)),
+            Claimed::First(claim) => claim,
+            Claimed::InFlight(waiter) => {
+                // Only the first one's body is needed: a crowd of waiters costs no memory.
+                drop(body);
+                return match watch.until(visit.deadline(endpoint), waiter).await {
+                    Some(Ended::Committed) => Ok(visit.acknowledged(Outcome::Duplicate)),
+                    Some(Ended::Released { status }) => Err(visit::first_failed(status)),
+                    None => Err(Rejection::InFlight),
+                };
+            }
+        };
+
+        let answer = match relay.send(visit, &body, true, is_keyed).await {
+            Ok(answer) => answer,
+            Err(rejection) => {
+                claim.release(Some(rejection.status(endpoint.reject_status).as_u16()));
+                return Err(rejection);
+            }
+        };
+        if answer.status.is_success() {
+            // The upstream has said 2xx: from here on the same key is a duplicate.
+            claim.commit(Instant::now());
+        } else {
+            claim.release(Some(answer.status.as_u16()));
+        }
+        Ok(visit.forwarded(answer, Outcome::Forwarded))
+    }
+
+    /// What is asked of the duplicate table: the key, and what tells one body from another.
+    fn ask(
+        &self,
+        endpoint: &Endpoint,
+        header_key: Option<&[u8]>,
+        body: &Body,
+        authentic: &Authentic,
+    ) -> Result<Ask, Rejection> {
+        let table = &self.shared.table;
+        let name = endpoint.name.as_str();
+        let pointed = match endpoint.scheme.key_source() {
+            KeySource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
+            KeySource::Header(_) | KeySource::None => None,
+        };
+        let key = header_key.or(pointed.as_deref().map(str::as_bytes));
+        if key.is_some_and(|key| key.is_empty()) {
+            return Err(Rejection::IdempotencyKey(KeyFault::Empty));
+        }
+        if key.is_some_and(|key| key.len() > KEY_LIMIT) {
+            return Err(Rejection::IdempotencyKey(KeyFault::Long));
+        }
+        let whole = || {
+            let mut hasher = table.body_hasher();
+            hasher.update(body.as_bytes());
+            hasher.finish()
+        };
+        let digest = match (key, endpoint.dedup.missing_key) {
+            (Some(key), _) => Some(table.digest(name, key)),
+            (None, MissingKey::Body) => Some(table.digest_of_body(name, &whole())),
+            (None, MissingKey::Forward) => None,
+            (None, MissingKey::Reject) => {
+                return Err(Rejection::IdempotencyKey(KeyFault::Absent));
+            }
+        };
+        // The tag over the body alone tells bodies apart as well as a hash of the body would.
+        let fingerprint: Fingerprint = if endpoint.scheme.signs_body_alone() {
+            let basis = u8::try_from(authentic.secret()).unwrap_or(u8::MAX);
+            table.fingerprint(name, basis, authentic.tag())
+        } else {
+            table.fingerprint_of_body(name, &whole())
+        };
+        let policy = endpoint.dedup.policy;
+        Ok(Ask {
+            digest,
+            body: Some(fingerprint),
+            policy,
+            now: Instant::now(),
+        })
+    }
+
+    fn claim(&self, lane: &Lane, ask: Ask) -> Result<Claimed, Rejection> {
+        let count_reuse = |key_reused: bool| {
+            if key_reused {
+                lane.metrics.key_reuse.inc();
+                tracing::warn!(endpoint = %lane.endpoint.name, "idempotency key reused with another body");
+            }
+        };
+        match self.shared.table.claim(ask) {
+            Decision::Duplicate { key_reused } => {
+                count_reuse(key_reused);
+                Ok(Claimed::Duplicate)
+            }
+            Decision::First {
+                claim,
+                key_reused,
+                replayed,
+            } => {
+                count_reuse(key_reused);
+                if replayed {
+                    lane.metrics.replays.inc();
+                    tracing::warn!(endpoint = %lane.endpoint.name, "body came again under another idempotency key");
+                }
+                Ok(Claimed::First(claim))
+            }
+            Decision::Full => Err(Rejection::Overloaded),
+            Decision::InFlight { waiter, key_reused } => {
+                count_reuse(key_reused);
+                Ok(Claimed::InFlight(waiter))
+            }
+            Decision::KeyReuse => {
+                count_reuse(true);
+                Err(Rejection::KeyReuse)
+            }
+            Decision::Replay => {
+                lane.metrics.replays.inc();
+                Err(Rejection::Replay)
+            }
+        }
+    }
+}
+
+const CLOSE: http::HeaderValue = http::HeaderValue::from_static("close");
+
+/// What the duplicate table let happen.
+enum Claimed {
+    Duplicate,
+    First(Claim),
+    InFlight(crate::dedup::Waiter),
+}
+
+/// Malformed, 431 by count, 414: what can be said before the path is looked up.
+fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
+    let malformed = |what| Err(Rejection::Malformed(what));
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) if headers::is_host(host) => Some(host.as_bytes()),
+        (None, None) if head.version == http::Version::HTTP_10 => None,
+        _ => return malformed(Malformation::Host),
+    };
+    if let Some(authority) = head.uri.authority() {
+        // An absolute target may only repeat the Host (RFC 9112 §3.2.2).
+        let same = host.is_some_and(|h| h.eq_ignore_ascii_case(authority.as_str().as_bytes()));
+        if !same || head.method == Method::CONNECT {
+            return malformed(Malformation::Host);
+        }
+    }
+    if head
+        .headers
+        .keys()
+        .any(|name| headers::shadows(name, |plain| live.endpoints.reads(plain)))
+    {
+        return malformed(Malformation::Shadow);
+    }
+    let path = head.uri.path();
+    if !path.starts_with('/') || !path.is_ascii() {
+        return malformed(Malformation::Target);
+    }
+    if head.headers.len() > live.limits.max_header_fields {
+        return Err(Rejection::HeadersTooLarge);
+    }
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    if target > live.limits.max_target_bytes {
+        return Err(Rejection::TargetTooLong);
+    }
+    Ok(path)
+}
+
+/// Refuses a remainder that would climb out of the upstream's path, spelled in any way.
+fn check_remainder(remainder: &str) -> Result<(), Rejection> {
+    let lower = remainder.to_ascii_lowercase();
+    let plain = lower.replace("%2e", ".");
+    let climbs = plain
+        .split('/')
+        .any(|segment| matches!(segment, "." | ".."));
+    if climbs || lower.contains("%2f") || lower.contains("%5c") || lower.contains('\\') {
+        return Err(Rejection::Malformed(Malformation::Target));
+    }
+    Ok(())
+}
+
+/// What headers alone decide once the endpoint is known, before the signature: 405, inactive, 413.
+fn refuse_early(
+    endpoint: &Endpoint,
+    head: &Parts,
+    incoming: &Incoming,
+) -> Result<Option<u64>, Rejection> {
+    if head.method != Method::POST {
+        return Err(Rejection::Method);
+    }
+    if !endpoint.active {
+        return Err(Rejection::Inactive);
+    }
+    let announced = incoming.size_hint().exact();
+    let limit = u64::try_from(endpoint.max_body).unwrap_or(u64::MAX);
+    if announced.is_some_and(|length| length > limit) {
+        return Err(Rejection::BodyTooLarge);
+    }
+    Ok(announced)
+}
+
+/// The idempotency key in a header, where the scheme keeps it there.
+fn header_key<'h>(endpoint: &Endpoint, head: &'h Parts) -> Result<Option<&'h [u8]>, Rejection> {
+    let fault = |fault| Err(Rejection::IdempotencyKey(fault));
+    let KeySource::Header(name) = endpoint.scheme.key_source() else {
+        return Ok(None);
+    };
+    let mut values = head.headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) if endpoint.dedup.missing_key == MissingKey::Reject => fault(KeyFault::Absent),
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => fault(KeyFault::Twice),
+        (Some(key), None) if key.is_empty() => fault(KeyFault::Empty),
+        (Some(key), None) if key.len() > KEY_LIMIT => fault(KeyFault::Long),
+        (Some(key), None) => Ok(Some(key.as_bytes())),
+    }
+}
+
+/// The event's type: in a header or in the body, where it can be read.
+fn event_type(endpoint: &Endpoint, head: &Parts, body: &Body) -> Option<String> {
+    match endpoint.scheme.event_type_source() {
+        EventTypeSource::Header(name) => head.headers.get(name)?.to_str().ok().map(str::to_owned),
+        EventTypeSource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
+        EventTypeSource::None => None,
+    }
+}
+
+/// Why a body was not read: the connection knows whether it was slow or ambiguous.
+fn unread(error: BodyError, watch: &Watch) -> Rejection {
+    match (error, watch.verdict()) {
+        (BodyError::Overloaded, _) => Rejection::Overloaded,
+        (BodyError::TooLarge, _) => Rejection::BodyTooLarge,
+        (BodyError::Broken, Some(Verdict::Slow)) => Rejection::Timeout,
+        (BodyError::Broken, _) => Rejection::Malformed(Malformation::Framing),
+    }
+}
+
+/// Handing one event to its upstream.
+struct Relay<'a> {
+    gate: &'a Gate,
+    watch: &'a Watch,
+    lane: &'a Lane,
+    pool: &'a Rc<crate::upstream::Pool>,
+    head: &'a Parts,
+    remainder: &'a str,
+    event_type: Option<String>,
+}
+
+impl Relay<'_> {
+    /// Sends the event within the endpoint's deadline and counts what came back.
+    async fn send(
+        &mut self,
+        visit: &mut Visit,
+        body: &Body,
+        verified: bool,
+        keyed: bool,
+    ) -> Result<Answer, Rejection> {
+        let endpoint = &*self.lane.endpoint;
+        let upstream = &endpoint.upstream;
+        // A place at the upstream is for what is genuine: strangers' slow bodies hold none.
+        let _permit = self
+            .lane
+            .upstream
+            .enter(Instant::now())
+            .ok_or(Rejection::Overloaded)?;
+        let target = target(upstream, self.remainder, self.head.uri.query());
+        let event_type = self.event_type.as_deref();
+        let forward = Forward {
+            target: &target,
+            authority: &upstream.authority,
+            extra: &upstream.headers,
+            endpoint: endpoint.name.as_str(),
+            event_id: visit.id(),
+            event_type: event_type.filter(|t| headers::is_plain_event_type(t)),
+            verified,
+            received_at: visit.now,
+            peer: self.watch.peer,
+            peer_is_trusted: is_trusted(self.watch.peer, &self.gate.live().trusted_proxies),
+            proto: self.watch.proto,
+            body_len: body.as_bytes().len(),
+        };
+        let is_protected =
+            |name: &http::HeaderName| endpoint.scheme.header_names().any(|n| n == name);
+        let mut head = headers::request_head(&self.head.headers, &forward, is_protected);
+        let start = Instant::now();
+        let sent = self
+            .pool
+            .send(&mut head, body.as_bytes(), keyed, endpoint.deadline);
+        let metrics = &self.lane.metrics;
+        match self.watch.until(visit.deadline(endpoint), sent).await {
+            Some(Ok(answer)) => {
+                metrics.upstream_answered(answer.status, start.elapsed());
+                Ok(answer)
+            }
+            Some(Err(error)) => {
+                metrics.upstream_errors.inc();
+                visit.cause = Some(error);
+                Err(Rejection::UpstreamUnreachable)
+            }
+            None => {
+                metrics.upstream_errors.inc();
+                Err(Rejection::UpstreamTimeout)
+            }
+        }
+    }
+}
+
+/// The upstream's path and query with the sender's remainder and query behind them.
+fn target(upstream: &crate::endpoint::Upstream, remainder: &str, query: Option<&str>) -> String {
+    let mut target = String::with_capacity(upstream.path.len() + remainder.len() + 64);
+    target.push_str(&upstream.path);
+    if !remainder.is_empty() {
+        if !target.ends_with('/') {
+            target.push('/');
+        }
+        target.push_str(remainder);
+    }
+    let queries = upstream.query.as_deref().into_iter().chain(query);
+    for (query, mark) in queries.zip(['?', '&']) {
+        target.push(mark);
+        target.push_str(query);
+    }
+    target
+}
+
+/// What an upstream's failure was, for the log.
+type Cause = UpstreamError;
+
+/// The status of our own acknowledgement.
+const ACKNOWLEDGED: StatusCode = StatusCode::OK;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! What the gate works with: what outlives a configuration, and what belongs to one.
+
+use std::{rc::Rc, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::Lanes;
+use crate::{
+    body::Budget,
+    dedup::Table,
+    endpoint::{Endpoint, Endpoints},
+    limits::Limits,
+    metrics::{EndpointMetrics, Metrics},
+    upstream::{Pool, Upstream},
+};
+
+/// What all threads share for the life of the process.
+#[derive(Debug)]
+pub struct Shared {
+    /// Memory for bodies.
+    pub budget: Arc<Budget>,
+    /// Every metric.
+    pub metrics: Arc<Metrics>,
+    /// Which events were seen.
+    pub table: Arc<Table>,
+    /// Whether each answer is worth a log line.
+    pub access_log: bool,
+    /// Keeps a flood of refusals from flooding the log.
+    pub refusals: crate::log::Sampler,
+}
+
+/// One configuration in force.
+#[derive(Debug)]
+pub struct Live {
+    /// Where the endpoints are.
+    pub endpoints: Endpoints,
+    /// The bounds.
+    pub limits: Limits,
+    /// Peers whose `X-Forwarded-*` are kept.
+    pub trusted_proxies: Vec<IpNet>,
+    pub(super) lanes: Vec<Lane>,
+}
+
+/// One endpoint with what it needs at run time.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) metrics: Arc<EndpointMetrics>,
+}
+
+impl Live {
+    /// Puts a configuration together with its metrics and upstreams; what was busy under the
+    /// previous one still counts as busy.
+    ///
+    /// # Errors
+    /// The endpoint and what is wrong with its upstream's certificates.
+    pub fn new(
+        endpoints: Endpoints,
+        limits: Limits,
+        trusted_proxies: Vec<IpNet>,
+        metrics: &Arc<Metrics>,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let lane = |endpoint: &Arc<Endpoint>| {
+            let name = &endpoint.name;
+            let same = |lane: &&Lane| lane.endpoint.name == *name;
+            let before = before.and_then(|live| live.lanes.iter().find(same));
+            let upstream = Upstream::new(&endpoint.upstream, before.map(|lane| &*lane.upstream))
+                .map_err(|fault| format!("endpoints.{name}.upstream_options: {fault}"))?;
+            Ok(Lane {
+                endpoint: endpoint.clone(),
+                upstream: Arc::new(upstream),
+                metrics: Arc::new(metrics.endpoint(endpoint)),
+            })
+        };
+        let lanes = endpoints.iter().map(lane).collect::<Result<_, String>>()?;
+        Ok(Self {
+            endpoints,
+            limits,
+            trusted_proxies,
+            lanes,
+        })
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(live: Arc<Live>) -> Self {
+        let pool = |lane: &Lane| Rc::new(Pool::new(lane.upstream.clone()));
+        Self {
+            pools: live.lanes.iter().map(pool).collect(),
+            live,
+        }
+    }
+
+    /// The lane at a path, this thread's pool for it, and what of the path lies beyond a prefix.
+    pub(super) fn find<'p>(&self, path: &'p str) -> Option<(&Lane, &Rc<Pool>, &'p str)> {
+        let (number, _, remainder) = self.live.endpoints.find(path)?;
+        Some((
+            self.live.lanes.get(number)?,
+            self.pools.get(number)?,
+            remainder,
+        ))
+    }
+}

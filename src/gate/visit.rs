@@ -1,0 +1,270 @@
+//! What is known about the request in hand, and what is told about it when it ends.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use rand::Rng as _;
+
+use super::{
+    ACKNOWLEDGED, Cause,
+    live::{Lane, Shared},
+};
+use crate::{
+    endpoint::Endpoint,
+    headers::{EVENT_ID, OUTCOME},
+    metrics::{EndpointMetrics, EventLabel, Outcome},
+    rejection::{Fault, Rejection},
+    signature::VerifyError,
+    upstream::{Answer, AnswerBody},
+};
+
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ALLOW: HeaderValue = HeaderValue::from_static("POST");
+
+/// One request on its way through the gate.
+pub(super) struct Visit {
+    /// The wall clock when it was read.
+    pub(super) now: SystemTime,
+    /// Its first byte.
+    pub(super) began: Instant,
+    /// Its type, as far as it is proven.
+    pub(super) event: EventLabel,
+    /// Whether its connection can carry another request.
+    pub(super) closes: bool,
+    /// What failed at the upstream.
+    pub(super) cause: Option<Cause>,
+    lane: Option<(Arc<Endpoint>, Arc<EndpointMetrics>)>,
+    outcome: Option<Outcome>,
+    rejection: Option<Rejection>,
+    id: [u8; 36],
+}
+
+impl Visit {
+    pub(super) fn begin(now: SystemTime, began: Instant, random: &mut rand::rngs::StdRng) -> Self {
+        let millis = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let mut bytes = [0; 10];
+        random.fill_bytes(&mut bytes);
+        let millis = u64::try_from(millis).unwrap_or_default();
+        let mut id = [0; 36];
+        uuid::Builder::from_unix_timestamp_millis(millis, &bytes)
+            .into_uuid()
+            .hyphenated()
+            .encode_lower(&mut id);
+        Self {
+            now,
+            began,
+            event: EventLabel::NONE,
+            closes: false,
+            cause: None,
+            lane: None,
+            outcome: None,
+            rejection: None,
+            id,
+        }
+    }
+
+    /// The event id: a UUIDv7 (RFC 9562 §5.7) in lower case.
+    pub(super) fn id(&self) -> &str {
+        str::from_utf8(&self.id).unwrap_or_default()
+    }
+
+    pub(super) fn enter(&mut self, lane: &Lane) {
+        lane.metrics.in_flight.inc();
+        self.lane = Some((lane.endpoint.clone(), lane.metrics.clone()));
+    }
+
+    /// By when the sender has to hear something.
+    pub(super) fn deadline(&self, endpoint: &Endpoint) -> Instant {
+        self.began + endpoint.deadline
+    }
+
+    /// A refused signature is no refusal at an endpoint that does not enforce yet: `None`.
+    pub(super) fn unless_enforced<T>(
+        &self,
+        endpoint: &Endpoint,
+        outcome: Result<T, VerifyError>,
+    ) -> Result<Option<T>, Rejection> {
+        match outcome {
+            Ok(good) => Ok(Some(good)),
+            Err(_) if !endpoint.enforcement.at(self.now) => Ok(None),
+            Err(VerifyError::Expired) => Err(Rejection::SignatureExpired),
+            Err(VerifyError::Malformed) => Err(Rejection::SignatureMalformed),
+            Err(VerifyError::Mismatch) => Err(Rejection::SignatureMismatch),
+            Err(VerifyError::Missing) => Err(Rejection::SignatureMissing),
+        }
+    }
+
+    /// Our own 2xx.
+    pub(super) fn acknowledged(&mut self, outcome: Outcome) -> Response<AnswerBody> {
+        self.outcome = Some(outcome);
+        let body = format!(
+            r#"{{"outcome":"{}","event_id":"{}"}}"#,
+            outcome.label(),
+            self.id()
+        );
+        let mut response = Response::new(AnswerBody::held(body));
+        *response.status_mut() = ACKNOWLEDGED;
+        response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        self.name(response.headers_mut());
+        response
+    }
+
+    /// The upstream's answer.
+    pub(super) fn forwarded(&mut self, answer: Answer, outcome: Outcome) -> Response<AnswerBody> {
+        self.outcome = Some(outcome);
+        let mut response = Response::new(answer.body);
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = answer.headers;
+        self.name(response.headers_mut());
+        response
+    }
+
+    /// Says which request this answers and what became of it.
+    fn name(&self, headers: &mut HeaderMap) {
+        if let Some(outcome) = self.outcome {
+            headers.insert(OUTCOME, HeaderValue::from_static(outcome.label()));
+        }
+        if let Ok(id) = HeaderValue::from_bytes(&self.id) {
+            headers.insert(EVENT_ID, id);
+        }
+    }
+
+    /// Counts and logs the end.
+    pub(super) fn end(
+        &self,
+        shared: &Shared,
+        peer: Option<IpAddr>,
+        response: &Response<AnswerBody>,
+        ended: Instant,
+    ) {
+        let status = response.status();
+        let took = ended.saturating_duration_since(self.began);
+        if let Some((_, metrics)) = &self.lane {
+            let outcome = self.outcome.unwrap_or(Outcome::Rejected);
+            metrics.answered(self.event, outcome, status, took);
+            if let Some(rejection) = self.rejection {
+                metrics.refused(rejection);
+            }
+        } else if let Some(rejection) = self.rejection {
+            shared.metrics.refused_unrouted(rejection);
+        }
+        let endpoint = self
+            .lane
+            .as_ref()
+            .map_or("", |(endpoint, _)| endpoint.name.as_str());
+        if let Some(rejection) = self.rejection {
+            self.log_refusal(shared, rejection, endpoint, peer, status);
+        }
+        if shared.access_log {
+            tracing::info!(
+                endpoint,
+                event_id = self.id(),
+                status = status.as_u16(),
+                outcome = self.outcome.map(Outcome::label),
+                seconds = took.as_secs_f64(),
+                peer = peer.map(tracing::field::display),
+                "request"
+            );
+        }
+    }
+
+    fn log_refusal(
+        &self,
+        shared: &Shared,
+        rejection: Rejection,
+        endpoint: &str,
+        peer: Option<IpAddr>,
+        status: StatusCode,
+    ) {
+        let Some(suppressed) = shared.refusals.admit(self.began) else {
+            return;
+        };
+        let (event_id, reason, status) = (self.id(), rejection.label(), status.as_u16());
+        let peer = peer.map(tracing::field::display);
+        match rejection.fault() {
+            Fault::Sender => {
+                tracing::info!(
+                    endpoint, event_id, reason, status, peer, suppressed, "refused"
+                );
+            }
+            Fault::Ours => {
+                tracing::warn!(endpoint, event_id, reason, status, peer, suppressed, "shed");
+            }
+            Fault::Upstream => {
+                let cause = self.cause.map(tracing::field::display);
+                tracing::warn!(
+                    endpoint,
+                    event_id,
+                    reason,
+                    status,
+                    cause,
+                    suppressed,
+                    "delivery failed"
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Visit {
+    /// Also when the request's task is dropped half-way.
+    fn drop(&mut self) {
+        if let Some((_, metrics)) = &self.lane {
+            metrics.in_flight.dec();
+        }
+    }
+}
+
+/// The answer to a refusal or failure.
+pub(super) fn problem(rejection: Rejection, visit: &mut Visit) -> Response<AnswerBody> {
+    let signature = visit
+        .lane
+        .as_ref()
+        .map(|(endpoint, _)| endpoint.reject_status);
+    let status = rejection.status(signature.unwrap_or(StatusCode::UNAUTHORIZED));
+    visit.closes |= rejection.closes();
+    visit.rejection = Some(rejection);
+    if visit.lane.is_some() && !matches!(rejection, Rejection::Malformed(_)) {
+        let outcome = if rejection.is_refusal() {
+            Outcome::Rejected
+        } else {
+            Outcome::Failed
+        };
+        visit.outcome = Some(outcome);
+    }
+    let mut response = Response::new(AnswerBody::held(rejection.problem(status, visit.id())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, PROBLEM);
+    if let Some(seconds) = rejection.retry_after() {
+        headers.insert(header::RETRY_AFTER, seconds);
+    }
+    if rejection == Rejection::Method {
+        headers.insert(header::ALLOW, ALLOW);
+    }
+    visit.name(headers);
+    response
+}
+
+/// The status of a first delivery that was waited for; one that ended without a word was ours.
+pub(super) fn first_failed(status: Option<u16>) -> Rejection {
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+    Rejection::FirstFailed(status.unwrap_or(StatusCode::BAD_GATEWAY))
+}
+
+/// A size as a metric takes it.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a body's size is far below 2^52"
+)]
+pub(super) fn float(size: usize) -> f64 {
+    size as f64
+}

@@ -1,0 +1,403 @@
+//! Why a request was refused, and what the sender hears: the one table from reason to status.
+//!
+//! Owns statuses, reason labels, titles and details, and the problem document (RFC 9457) made of
+//! them. Every text here is constant: nothing a stranger sent, and nothing about a secret, can
+//! reach an answer. Raising a reason is left to the rooms that find it.
+
+use http::{HeaderValue, StatusCode};
+
+/// Seconds in `Retry-After` of a refusal that a retry may outlive.
+const RETRY_SOON: HeaderValue = HeaderValue::from_static("5");
+/// Seconds in `Retry-After` of an endpoint that an operator switched off.
+const RETRY_LATER: HeaderValue = HeaderValue::from_static("300");
+
+/// What is wrong with an idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFault {
+    /// The endpoint requires one and there is none.
+    Absent,
+    /// It is there, without a character.
+    Empty,
+    /// It is over 255 bytes.
+    Long,
+    /// It was sent more than once.
+    Twice,
+}
+
+/// Whose framing or head cannot be trusted, and in which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformation {
+    /// Body framing that two parsers could read differently, or a body that broke off.
+    Framing,
+    /// `Host` absent, doubled, not a host, or at odds with the target.
+    Host,
+    /// A header whose name, with `_` read as `-`, is one we read or set.
+    Shadow,
+    /// A target that is not an origin-form path, or that climbs out of its endpoint.
+    Target,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The body is over the endpoint's `max_body`.
+    BodyTooLarge,
+    /// The header section is over its limit in bytes or fields.
+    HeadersTooLarge,
+    /// The idempotency key cannot be used.
+    IdempotencyKey(KeyFault),
+    /// The endpoint is switched off.
+    Inactive,
+    /// The first delivery of this key did not end within this one's deadline.
+    InFlight,
+    /// The first delivery of this key, which this one waited for, ended with this status.
+    FirstFailed(StatusCode),
+    /// A key that came with another body before.
+    KeyReuse,
+    /// Framing, `Host`, target or header names are not to be trusted.
+    Malformed(Malformation),
+    /// Not POST.
+    Method,
+    /// No room: bodies, connections, keys in flight, or the upstream's own bounds.
+    Overloaded,
+    /// A body that came under another key before.
+    Replay,
+    /// Signed outside the tolerance.
+    SignatureExpired,
+    /// A signature header that cannot be read, or came twice.
+    SignatureMalformed,
+    /// A signature that no secret makes.
+    SignatureMismatch,
+    /// No signature header.
+    SignatureMissing,
+    /// The request target is over its limit.
+    TargetTooLong,
+    /// Headers or body came too slowly.
+    Timeout,
+    /// No endpoint at this path.
+    UnknownPath,
+    /// The upstream did not answer within the deadline.
+    UpstreamTimeout,
+    /// The upstream refused, reset or broke off.
+    UpstreamUnreachable,
+}
+
+/// Whose fault a refusal is: decides the log level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// We, or the operator: too much at once, or switched off.
+    Ours,
+    /// The sender, or a stranger.
+    Sender,
+    /// The application behind.
+    Upstream,
+}
+
+impl Rejection {
+    /// One of each kind, for the metrics that exist from the start.
+    pub const KINDS: [Self; 19] = [
+        Self::BodyTooLarge,
+        Self::HeadersTooLarge,
+        Self::IdempotencyKey(KeyFault::Absent),
+        Self::Inactive,
+        Self::InFlight,
+        Self::KeyReuse,
+        Self::Malformed(Malformation::Framing),
+        Self::Method,
+        Self::Overloaded,
+        Self::Replay,
+        Self::SignatureExpired,
+        Self::SignatureMalformed,
+        Self::SignatureMismatch,
+        Self::SignatureMissing,
+        Self::TargetTooLong,
+        Self::Timeout,
+        Self::UnknownPath,
+        Self::UpstreamTimeout,
+        Self::UpstreamUnreachable,
+    ];
+
+    /// The reason as in metrics, logs and the problem's `type`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BodyTooLarge => "body_too_large",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::IdempotencyKey(_) => "idempotency_key",
+            Self::Inactive => "inactive",
+            Self::InFlight | Self::FirstFailed(_) => "in_flight",
+            Self::KeyReuse => "key_reuse",
+            Self::Malformed(_) => "malformed",
+            Self::Method => "method",
+            Self::Overloaded => "overloaded",
+            Self::Replay => "replay",
+            Self::SignatureExpired => "signature_expired",
+            Self::SignatureMalformed => "signature_malformed",
+            Self::SignatureMismatch => "signature_mismatch",
+            Self::SignatureMissing => "signature_missing",
+            Self::TargetTooLong => "target_too_long",
+            Self::Timeout => "timeout",
+            Self::UnknownPath => "unknown_path",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+        }
+    }
+
+    /// The status the sender sees; `signature` is the endpoint's `reject_status`.
+    pub fn status(self, signature: StatusCode) -> StatusCode {
+        match self {
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::IdempotencyKey(_) | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Inactive | Self::InFlight | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::FirstFailed(status) => status,
+            Self::KeyReuse | Self::Replay => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::SignatureExpired
+            | Self::SignatureMalformed
+            | Self::SignatureMismatch
+            | Self::SignatureMissing => signature,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::UpstreamUnreachable => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::Inactive | Self::Overloaded => Fault::Ours,
+            Self::FirstFailed(_)
+            | Self::InFlight
+            | Self::UpstreamTimeout
+            | Self::UpstreamUnreachable => Fault::Upstream,
+            Self::BodyTooLarge
+            | Self::HeadersTooLarge
+            | Self::IdempotencyKey(_)
+            | Self::KeyReuse
+            | Self::Malformed(_)
+            | Self::Method
+            | Self::Replay
+            | Self::SignatureExpired
+            | Self::SignatureMalformed
+            | Self::SignatureMismatch
+            | Self::SignatureMissing
+            | Self::TargetTooLong
+            | Self::Timeout
+            | Self::UnknownPath => Fault::Sender,
+        }
+    }
+
+    /// Whether the sender's request was at fault before an upstream was asked: `rejected`, not
+    /// `failed`.
+    pub fn is_refusal(self) -> bool {
+        match self.fault() {
+            Fault::Ours | Fault::Sender => true,
+            Fault::Upstream => false,
+        }
+    }
+
+    /// Whether nothing more can be read from this connection.
+    pub fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_) | Self::Timeout | Self::HeadersTooLarge
+        )
+    }
+
+    /// `Retry-After`, in seconds, where a retry may fare better.
+    pub fn retry_after(self) -> Option<HeaderValue> {
+        match self {
+            Self::Inactive => Some(RETRY_LATER),
+            Self::InFlight | Self::Overloaded => Some(RETRY_SOON),
+            Self::FirstFailed(status) if status == StatusCode::SERVICE_UNAVAILABLE => {
+                Some(RETRY_SOON)
+            }
+            Self::BodyTooLarge
+            | Self::FirstFailed(_)
+            | Self::HeadersTooLarge
+            | Self::IdempotencyKey(_)
+            | Self::KeyReuse
+            | Self::Malformed(_)
+            | Self::Method
+            | Self::Replay
+            | Self::SignatureExpired
+            | Self::SignatureMalformed
+            | Self::SignatureMismatch
+            | Self::SignatureMissing
+            | Self::TargetTooLong
+            | Self::Timeout
+            | Self::UnknownPath
+            | Self::UpstreamTimeout
+            | Self::UpstreamUnreachable => None,
+        }
+    }
+
+    /// A few words that name the refusal.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::BodyTooLarge => "Body too large",
+            Self::HeadersTooLarge => "Header section too large",
+            Self::IdempotencyKey(_) => "Unusable idempotency key",
+            Self::Inactive => "Endpoint switched off",
+            Self::InFlight => "First delivery still in flight",
+            Self::FirstFailed(_) => "First delivery failed",
+            Self::KeyReuse => "Idempotency key used with another body",
+            Self::Malformed(_) => "Malformed request",
+            Self::Method => "Method not allowed",
+            Self::Overloaded => "Overloaded",
+            Self::Replay => "Body already delivered under another key",
+            Self::SignatureExpired => "Signature expired",
+            Self::SignatureMalformed => "Signature unreadable",
+            Self::SignatureMismatch => "Signature does not match",
+            Self::SignatureMissing => "Signature missing",
+            Self::TargetTooLong => "Request target too long",
+            Self::Timeout => "Request too slow",
+            Self::UnknownPath => "No endpoint here",
+            Self::UpstreamTimeout => "Upstream timed out",
+            Self::UpstreamUnreachable => "Upstream unreachable",
+        }
+    }
+
+    /// One sentence: what was wrong and what would be right.
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::BodyTooLarge => "The body is larger than this endpoint accepts.",
+            Self::HeadersTooLarge => "The header section has too many bytes or fields.",
+            Self::IdempotencyKey(KeyFault::Absent) => {
+                "This endpoint requires an idempotency key; send one with every event."
+            }
+            Self::IdempotencyKey(KeyFault::Empty) => {
+                "The idempotency key is empty; send 1 to 255 bytes."
+            }
+            Self::IdempotencyKey(KeyFault::Long) => {
+                "The idempotency key is too long; send 1 to 255 bytes."
+            }
+            Self::IdempotencyKey(KeyFault::Twice) => {
+                "The idempotency key was sent more than once; send it once."
+            }
+            Self::Inactive => "This endpoint is switched off; retry later.",
+            Self::InFlight => {
+                "The first delivery of this idempotency key has not ended yet; retry later."
+            }
+            Self::FirstFailed(_) => {
+                "The first delivery of this idempotency key failed while this one waited; retry."
+            }
+            Self::KeyReuse => "This idempotency key was used with another body; use a fresh one.",
+            Self::Malformed(Malformation::Framing) => {
+                "The message's framing is ambiguous or its body broke off."
+            }
+            Self::Malformed(Malformation::Host) => {
+                "Send exactly one valid Host header that agrees with the target."
+            }
+            Self::Malformed(Malformation::Shadow) => {
+                "A header name contains an underscore where a hyphen is meant."
+            }
+            Self::Malformed(Malformation::Target) => {
+                "Send a plain path as target, without dot segments or encoded slashes."
+            }
+            Self::Method => "Webhooks are sent with POST.",
+            Self::Overloaded => "There is no room for this request now; retry later.",
+            Self::Replay => "This body was delivered under another idempotency key.",
+            Self::SignatureExpired => {
+                "The signed timestamp is too far from this server's clock; sign again."
+            }
+            Self::SignatureMalformed => {
+                "The signature header cannot be read; send it once, in the scheme's format."
+            }
+            Self::SignatureMismatch => {
+                "The signature was not made over exactly these bytes with the shared secret."
+            }
+            Self::SignatureMissing => "The signature header is absent.",
+            Self::TargetTooLong => "The request target is longer than this server accepts.",
+            Self::Timeout => "The headers or the body did not arrive in time.",
+            Self::UnknownPath => "No endpoint is configured at this path.",
+            Self::UpstreamTimeout => {
+                "The application did not answer in time; it may have acted on the event."
+            }
+            Self::UpstreamUnreachable => {
+                "The application refused, reset or broke off; it may have acted on the event."
+            }
+        }
+    }
+
+    /// The problem document (RFC 9457 §3) as JSON; `instance`, a relative reference, is the event id
+    /// (no character of it needs escaping).
+    pub fn problem(self, status: StatusCode, instance: &str) -> String {
+        format!(
+            concat!(
+                r#"{{"type":"urn:hookward:{}","title":"{}","status":{},"#,
+                r#""detail":"{}","instance":"{}"}}"#
+            ),
+            self.label(),
+            self.title(),
+            status.as_u16(),
+            self.detail(),
+            instance
+        )
+    }
+}
+
+/// A whole answer for a connection on which no request can be answered any more: the head could
+/// not be read, or did not come in time, or there is no room for the connection.
+pub fn parting_answer(rejection: Rejection) -> Vec<u8> {
+    let status = rejection.status(StatusCode::UNAUTHORIZED);
+    let body = format!(
+        r#"{{"type":"urn:hookward:{}","title":"{}","status":{},"detail":"{}"}}"#,
+        rejection.label(),
+        rejection.title(),
+        status.as_u16(),
+        rejection.detail()
+    );
+    let retry = match rejection.retry_after() {
+        Some(_) => "retry-after: 5\r\n",
+        None => "",
+    };
+    let answer = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\n{retry}connection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len()
+    );
+    answer.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_json_that_names_its_reason_and_status() {
+        for rejection in Rejection::KINDS {
+            let status = rejection.status(StatusCode::UNAUTHORIZED);
+            let problem = rejection.problem(status, "0190-id");
+            let problem: serde_json::Value = serde_json::from_str(&problem).unwrap();
+            assert_eq!(
+                problem["type"],
+                format!("urn:hookward:{}", rejection.label())
+            );
+            assert_eq!(problem["status"], status.as_u16());
+            assert_eq!(problem["instance"], "0190-id");
+        }
+    }
+
+    #[test]
+    fn an_endpoints_own_status_covers_signatures_alone() {
+        let own = StatusCode::FORBIDDEN;
+        assert_eq!(Rejection::SignatureMissing.status(own), own);
+        assert_eq!(Rejection::SignatureExpired.status(own), own);
+        assert_eq!(
+            Rejection::Method.status(own),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
+    }
+
+    #[test]
+    fn reasons_have_distinct_labels() {
+        let labels: std::collections::HashSet<_> =
+            Rejection::KINDS.iter().map(|r| r.label()).collect();
+        assert_eq!(labels.len(), Rejection::KINDS.len());
+    }
+}

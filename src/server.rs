@@ -1,0 +1,459 @@
+//! One loop per core: accept, one task per connection, drain.
+//!
+//! Owns the listeners of one thread and the tasks of its connections. Each thread has its own
+//! sockets on the same addresses (`SO_REUSEPORT`), so that no connection is handed from one core to
+//! another. What a connection may do and for how long is `connection`'s; what a request means, the
+//! handler's.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use prometheus::IntGauge;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    body::Budget,
+    connection::{Io, Watch},
+    gate::{Gate, Live},
+    limits::Limits,
+    rejection::{Malformation, Rejection, parting_answer},
+    upstream::AnswerBody,
+};
+
+/// How long idle connections may still send a request after the listeners have closed: a sender
+/// that has just reused its connection is answered, and told to close it.
+const LAST_CALL: Duration = Duration::from_secs(1);
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a thread's idle state is looked after.
+const TICK: Duration = Duration::from_secs(1);
+/// The smallest bound the HTTP library accepts for its read buffer, in bytes.
+const SMALLEST_BUFFER: usize = 8 * 1024;
+/// The bound on that buffer where the header limit is smaller: a body is read in pieces up to it.
+const READ_BUFFER: usize = 256 * 1024;
+/// The HTTP library's own bound on header fields, kept on the stack.
+const FIELDS_ON_STACK: usize = 100;
+
+/// What answers the requests of one thread's connections.
+pub trait Handler: 'static {
+    /// What a change of configuration brings.
+    type News: Clone + 'static;
+
+    /// Answers one request.
+    fn handle(
+        &self,
+        watch: &Watch,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<AnswerBody>>;
+    /// The bounds for new connections.
+    fn limits(&self) -> Limits;
+    /// Takes a new configuration.
+    fn learn(&self, news: &Self::News);
+    /// Looks after idle state, about once a second.
+    fn tick(&self, now: Instant);
+    /// From now on every answer asks to close the connection.
+    fn close(&self);
+    /// Counts a request that was refused before it was one.
+    fn refused(&self, rejection: Rejection);
+}
+
+/// How far a process is with ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Serving.
+    Open,
+    /// Still accepting; answers ask to close.
+    Leaving,
+    /// No longer accepting; requests in flight finish.
+    Draining,
+}
+
+/// What the loops are told.
+#[derive(Clone, Debug)]
+pub struct Orders<N> {
+    /// How far the process is with ending.
+    pub stage: Stage,
+    /// The configuration.
+    pub news: N,
+}
+
+/// Connections open over all threads, and how many may be.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    open: Arc<AtomicUsize>,
+    gauge: IntGauge,
+}
+
+impl Doors {
+    /// None is open.
+    pub fn new(gauge: IntGauge) -> Self {
+        Self {
+            open: Arc::default(),
+            gauge,
+        }
+    }
+
+    fn enter(&self, max: usize) -> Option<Self> {
+        let take = |open: usize| (open < max).then_some(open + 1);
+        self.open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .ok()?;
+        self.gauge.inc();
+        Some(self.clone())
+    }
+
+    fn leave(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        self.gauge.dec();
+    }
+}
+
+/// A bound socket, not yet on any thread.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A stream socket in the file system.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+enum Accepted {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    fn new(socket: Socket) -> io::Result<Self> {
+        Ok(match socket {
+            Socket::Tcp(tcp) => Self::Tcp(TcpListener::from_std(tcp)?),
+            Socket::Unix(unix) => Self::Unix(UnixListener::from_std(unix)?),
+        })
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(tcp, peer)| {
+                // Answers are written whole; nothing is gained by waiting for more.
+                let _ = tcp.set_nodelay(true);
+                Accepted::Tcp(tcp, peer.ip())
+            }),
+            Self::Unix(unix) => unix
+                .poll_accept(cx)
+                .map_ok(|(unix, _)| Accepted::Unix(unix)),
+        }
+    }
+}
+
+/// One thread's connections.
+struct Connections<H> {
+    handler: H,
+    budget: Arc<Budget>,
+    doors: Doors,
+    /// To be woken when the stage changes.
+    wakers: RefCell<HashMap<u64, Waker>>,
+    next: Cell<u64>,
+    is_last_call_over: Cell<bool>,
+}
+
+/// Serves until told to drain, then until every connection has ended.
+///
+/// # Errors
+/// When a listener cannot be put on this thread.
+pub async fn run<H: Handler>(
+    handler: H,
+    sockets: Vec<Socket>,
+    budget: Arc<Budget>,
+    doors: Doors,
+    mut orders: watch::Receiver<Orders<H::News>>,
+    started: impl FnOnce(),
+) -> io::Result<()> {
+    let mut listeners: Vec<Listener> = sockets
+        .into_iter()
+        .map(Listener::new)
+        .collect::<io::Result<_>>()?;
+    let here = Rc::new(Connections {
+        handler,
+        budget,
+        doors,
+        wakers: RefCell::default(),
+        next: Cell::new(0),
+        is_last_call_over: Cell::new(false),
+    });
+    let mut tasks = JoinSet::new();
+    let mut tick = tokio::time::interval(TICK);
+    let mut pause_until = None;
+    let mut last_call = None;
+    started();
+    loop {
+        if listeners.is_empty() && tasks.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = orders.changed() => {
+                // Whoever gave the orders is gone: so is the process.
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let orders = orders.borrow_and_update().clone();
+                here.handler.learn(&orders.news);
+                if orders.stage > Stage::Open {
+                    here.handler.close();
+                }
+                if orders.stage == Stage::Draining {
+                    // Whoever is connected already is served.
+                    while let Some(Ok(accepted)) = accept_now(&listeners) {
+                        here.clone().welcome(accepted, &mut tasks);
+                    }
+                    listeners.clear();
+                    last_call = Some(tokio::time::Instant::now() + LAST_CALL);
+                }
+            }
+            () = until(last_call) => {
+                last_call = None;
+                here.is_last_call_over.set(true);
+                here.wakers.borrow().values().for_each(Waker::wake_by_ref);
+            }
+            Some(ended) = tasks.join_next() => {
+                if ended.is_err_and(|error| error.is_panic()) {
+                    tracing::error!("a connection's task panicked");
+                }
+            }
+            _ = tick.tick() => here.handler.tick(Instant::now()),
+            () = until(pause_until) => pause_until = None,
+            accepted = accept(&listeners), if !listeners.is_empty() && pause_until.is_none() => {
+                match accepted {
+                    Ok(accepted) => here.clone().welcome(accepted, &mut tasks),
+                    // It hung up before it was accepted.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        pause_until = Some(tokio::time::Instant::now() + ACCEPT_PAUSE);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
+    poll_fn(|cx| {
+        let mut each = listeners.iter().map(|listener| listener.poll_accept(cx));
+        each.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
+}
+
+fn accept_now(listeners: &[Listener]) -> Option<io::Result<Accepted>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    listeners
+        .iter()
+        .find_map(|listener| match listener.poll_accept(&mut cx) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        })
+}
+
+impl<H: Handler> Connections<H> {
+    fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
+        let limits = self.handler.limits();
+        let Some(doors) = self.doors.enter(limits.max_connections) else {
+            self.handler.refused(Rejection::Overloaded);
+            turn_away(&accepted);
+            return;
+        };
+        let guard = Guard(doors);
+        match accepted {
+            Accepted::Tcp(tcp, peer) => {
+                tasks.spawn_local(self.serve(tcp, Some(peer), limits, guard));
+            }
+            Accepted::Unix(unix) => {
+                tasks.spawn_local(self.serve(unix, None, limits, guard));
+            }
+        }
+    }
+
+    async fn serve<S>(
+        self: Rc<Self>,
+        socket: S,
+        peer: Option<IpAddr>,
+        limits: Limits,
+        _guard: Guard,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let watch = Watch::new(peer, "http", &limits);
+        let io = TokioIo::new(Io::new(socket, watch.clone(), self.budget.clone()));
+        let service = service_fn(|request| {
+            let (here, watch) = (self.clone(), watch.clone());
+            async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) }
+        });
+        let mut connection = builder(&limits).serve_connection(io, service);
+        let place = Place::new(&self);
+        let mut is_told = false;
+        let outcome = poll_fn(|cx| {
+            place.wake_with(cx.waker());
+            if self.is_last_call_over.get() && !is_told {
+                is_told = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            Pin::new(&mut connection).poll(cx)
+        })
+        .await;
+        let io = connection.into_parts().io.into_inner();
+        let unsaid = io.unsaid();
+        // Only the library saw these, and answered them: 431, or 400.
+        let heard = outcome.err().and_then(|error| match () {
+            () if watch.verdict().is_some() => None,
+            () if error.is_parse_too_large() => Some(Rejection::HeadersTooLarge),
+            () if error.is_parse() => Some(Rejection::Malformed(Malformation::Framing)),
+            () => None,
+        });
+        if let Some(rejection) = unsaid.or(heard) {
+            self.handler.refused(rejection);
+        }
+        io.finish(unsaid).await;
+    }
+}
+
+/// A connection's place among those of its thread.
+struct Place<'c, H> {
+    here: &'c Connections<H>,
+    number: u64,
+    is_known: Cell<bool>,
+}
+
+impl<'c, H> Place<'c, H> {
+    fn new(here: &'c Connections<H>) -> Self {
+        let number = here.next.get();
+        here.next.set(number + 1);
+        Self {
+            here,
+            number,
+            is_known: Cell::new(false),
+        }
+    }
+
+    /// A task's waker stays the same for its life: it is noted once.
+    fn wake_with(&self, waker: &Waker) {
+        if !self.is_known.replace(true) {
+            self.here
+                .wakers
+                .borrow_mut()
+                .insert(self.number, waker.clone());
+        }
+    }
+}
+
+impl<H> Drop for Place<'_, H> {
+    fn drop(&mut self) {
+        self.here.wakers.borrow_mut().remove(&self.number);
+    }
+}
+
+/// Keeps a connection counted.
+struct Guard(Doors);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// Says 503 to a connection there is no room for, without waiting for anything.
+fn turn_away(accepted: &Accepted) {
+    let answer = parting_answer(Rejection::Overloaded);
+    let mut sink = [0; 1024];
+    // Whether it is heard is the sender's affair; what it sent is read so that it can be.
+    let _ = match accepted {
+        Accepted::Tcp(tcp, _) => {
+            let _ = tcp.try_read(&mut sink);
+            tcp.try_write(&answer)
+        }
+        Accepted::Unix(unix) => {
+            let _ = unix.try_read(&mut sink);
+            unix.try_write(&answer)
+        }
+    };
+}
+
+fn builder(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // A sender that hangs up does not stop the relay of its event.
+        .half_close(true)
+        .header_read_timeout(None)
+        .max_header_size(limits.max_header_bytes)
+        .max_buf_size(
+            READ_BUFFER
+                .max(limits.max_header_bytes)
+                .max(SMALLEST_BUFFER),
+        );
+    if limits.max_header_fields != FIELDS_ON_STACK {
+        builder.max_headers(limits.max_header_fields);
+    }
+    builder
+}
+
+impl Handler for Rc<Gate> {
+    type News = Arc<Live>;
+
+    async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+        Gate::handle(self, watch, request).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.live().limits
+    }
+
+    fn learn(&self, news: &Arc<Live>) {
+        if !Arc::ptr_eq(news, &self.live()) {
+            self.switch(news.clone());
+        }
+    }
+
+    fn tick(&self, now: Instant) {
+        self.sweep(now);
+    }
+
+    fn close(&self) {
+        Gate::close(self);
+    }
+
+    fn refused(&self, rejection: Rejection) {
+        self.shared().metrics.refused_unrouted(rejection);
+    }
+}

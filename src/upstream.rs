@@ -1,0 +1,440 @@
+//! One event to the application: a connection, one request, its answer.
+//!
+//! Owns the connections to an upstream, how many may be used at a time, and what a failed attempt
+//! was. A request goes out once; a second time only when a reused connection turned out to be dead
+//! and the event cannot have been acted on twice (an idempotency key, or not one byte written). It
+//! leaves what the request says to `headers`, deadlines to the gate, and trying again later to
+//! whoever queues events.
+//!
+//! HTTP/1.1 is spoken here and not through a client library for three things such a library does
+//! not tell: how many bytes of a request were written before its connection died, an answer that
+//! comes before the request was read, and an answer that two parsers could read differently.
+
+mod answer;
+mod connect;
+
+use std::{
+    cell::RefCell,
+    fmt,
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use http::{HeaderMap, StatusCode};
+use tokio::io::AsyncWrite as _;
+
+pub use self::answer::AnswerBody;
+use self::{
+    answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
+    connect::{Route, Stream},
+};
+use crate::{
+    endpoint,
+    framing::Piece,
+    headers::{self, RequestHead},
+};
+
+/// An answer up to this size is read whole before its head goes to the sender, so that a break-off
+/// in the middle of it is a failure and not a torso; in bytes.
+const HELD_LIMIT: usize = 64 * 1024;
+/// First and longest pause between two attempts to connect.
+const CONNECT_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Why an upstream gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamError {
+    /// The connection ended before a whole answer.
+    BrokeOff,
+    /// No connection could be made.
+    Connect(io::ErrorKind),
+    /// What came was no HTTP/1.1 answer that only one reading fits.
+    Unintelligible,
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BrokeOff => f.write_str("the upstream closed the connection before it answered"),
+            Self::Connect(kind) => write!(f, "the upstream could not be reached: {kind}"),
+            Self::Unintelligible => f.write_str("the upstream's answer is not plain HTTP/1.1"),
+        }
+    }
+}
+
+impl std::error::Error for UpstreamError {}
+
+impl From<Unintelligible> for UpstreamError {
+    fn from(_: Unintelligible) -> Self {
+        Self::Unintelligible
+    }
+}
+
+/// What all threads share about one upstream: the way to it, and how busy it may be.
+#[derive(Debug)]
+pub struct Upstream {
+    route: Route,
+    load: Arc<Load>,
+    max_concurrency: usize,
+    rate: Option<endpoint::Rate>,
+    connect_retry: Duration,
+}
+
+/// How busy an upstream is; it outlives a change of configuration.
+#[derive(Debug)]
+pub struct Load {
+    running: AtomicUsize,
+    bucket: Mutex<Option<Bucket>>,
+}
+
+/// Tokens for a bounded rate.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+/// The right to have one request at the upstream.
+#[derive(Debug)]
+#[must_use = "the upstream counts as busy for as long as this lives"]
+pub struct Permit(Arc<Load>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Upstream {
+    /// Prepares an upstream; `before` is the same one under the previous configuration.
+    ///
+    /// # Errors
+    /// What is wrong with its certificates.
+    pub fn new(settings: &endpoint::Upstream, before: Option<&Self>) -> Result<Self, String> {
+        let fresh = || {
+            Arc::new(Load {
+                running: AtomicUsize::new(0),
+                bucket: Mutex::new(None),
+            })
+        };
+        Ok(Self {
+            route: Route::new(&settings.transport, settings.connect_timeout, &settings.tls)?,
+            load: before.map_or_else(fresh, |before| before.load.clone()),
+            max_concurrency: settings.max_concurrency.get(),
+            rate: settings.rate,
+            connect_retry: settings.connect_retry,
+        })
+    }
+
+    /// Takes a place at the upstream; `None` when it is busy to its bound.
+    pub fn enter(&self, now: Instant) -> Option<Permit> {
+        let take = |running: usize| (running < self.max_concurrency).then_some(running + 1);
+        let running = &self.load.running;
+        running
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .ok()?;
+        let permit = Permit(self.load.clone());
+        let Some(rate) = self.rate else {
+            return Some(permit);
+        };
+        let burst = rate.per_second.max(1.0);
+        let mut bucket = self
+            .load
+            .bucket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let last = bucket.unwrap_or(Bucket {
+            tokens: burst,
+            at: now,
+        });
+        let grown = now.saturating_duration_since(last.at).as_secs_f64() * rate.per_second;
+        let tokens = (last.tokens + grown).min(burst);
+        let enough = tokens >= 1.0;
+        *bucket = Some(Bucket {
+            tokens: if enough { tokens - 1.0 } else { tokens },
+            at: now,
+        });
+        enough.then_some(permit)
+    }
+}
+
+/// One thread's idle connections to one upstream.
+#[derive(Debug)]
+pub struct Pool {
+    upstream: Arc<Upstream>,
+    idle: RefCell<Vec<Connection>>,
+}
+
+/// An open connection and what was read from it too far.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    buffer: BytesMut,
+}
+
+/// An answer of the upstream.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its end-to-end headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: AnswerBody,
+}
+
+/// How one attempt ended short of an answer.
+struct Failure {
+    error: UpstreamError,
+    /// Bytes of the request that were handed to the system.
+    written: usize,
+    /// Bytes of an answer that came.
+    answered: bool,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(upstream: Arc<Upstream>) -> Self {
+        Self {
+            upstream,
+            idle: RefCell::default(),
+        }
+    }
+
+    /// Closes connections that the upstream has closed, or that something unasked-for came on.
+    pub fn sweep(&self) {
+        self.idle
+            .borrow_mut()
+            .retain_mut(|connection| connection.stream.is_quiet());
+    }
+
+    /// Closes every idle connection.
+    pub fn clear(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    /// The idle connection used last, if one still lives.
+    fn reuse(&self) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
+        loop {
+            let mut connection = idle.pop()?;
+            if connection.stream.is_quiet() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Sends one request and reads its answer: whole if it is small, else its head.
+    ///
+    /// `keyed`: the event carries an idempotency key, so that an application can tell a second
+    /// attempt from a second event.
+    /// `patience` bounds how long a longer body may take.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`]. The caller bounds the time: dropping the future closes the
+    /// connection.
+    pub async fn send(
+        self: &Rc<Self>,
+        head: &mut RequestHead,
+        body: &[u8],
+        keyed: bool,
+        patience: Duration,
+    ) -> Result<Answer, UpstreamError> {
+        let mut attempt = 1;
+        if let Some(mut connection) = self.reuse() {
+            match connection.exchange(head.for_attempt(attempt), body).await {
+                Ok(head) => return self.receive(connection, head, patience).await,
+                Err(failure) => {
+                    let is_safe = !failure.answered && (keyed || failure.written == 0);
+                    if !is_safe || failure.error != UpstreamError::BrokeOff {
+                        return Err(failure.error);
+                    }
+                    attempt = 2;
+                }
+            }
+        }
+        let mut connection = self.connect().await?;
+        match connection.exchange(head.for_attempt(attempt), body).await {
+            Ok(head) => self.receive(connection, head, patience).await,
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Opens a connection, again and again for as long as `connect_retry` says.
+    async fn connect(&self) -> Result<Connection, UpstreamError> {
+        let started = Instant::now();
+        let (mut pause, longest) = CONNECT_PAUSES;
+        loop {
+            match self.upstream.route.connect().await {
+                Ok(stream) => {
+                    return Ok(Connection {
+                        stream,
+                        buffer: BytesMut::new(),
+                    });
+                }
+                Err(error) if started.elapsed() + pause > self.upstream.connect_retry => {
+                    return Err(UpstreamError::Connect(error.kind()));
+                }
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Reads the body that belongs to a head, or leaves it to be passed on.
+    async fn receive(
+        self: &Rc<Self>,
+        mut connection: Connection,
+        head: Head,
+        patience: Duration,
+    ) -> Result<Answer, UpstreamError> {
+        let Head {
+            status,
+            mut headers,
+            mut rest,
+            keeps_alive,
+        } = head;
+        headers::strip_answer(&mut headers);
+        let mut held = BytesMut::new();
+        let mut whole = None;
+        let is_long = matches!(rest, Rest::Length(length) if length > HELD_LIMIT as u64);
+        while !is_long && held.len() <= HELD_LIMIT {
+            match rest.next(&mut connection.buffer)? {
+                Some(Piece::Data(data)) if held.is_empty() => held = data.into(),
+                Some(Piece::Data(data)) => held.extend_from_slice(&data),
+                Some(Piece::End | Piece::More) => {
+                    whole = Some(held.split());
+                    break;
+                }
+                None => match connection.fill().await {
+                    Ok(0) if matches!(rest, Rest::UntilClose) => {
+                        whole = Some(held.split());
+                        break;
+                    }
+                    Ok(0) | Err(_) => return Err(UpstreamError::BrokeOff),
+                    Ok(_) => {}
+                },
+            }
+        }
+        let body = if let Some(whole) = whole {
+            // Whatever follows an answer was not asked for: such a connection is not used again.
+            if keeps_alive && connection.buffer.is_empty() {
+                self.idle.borrow_mut().push(connection);
+            }
+            AnswerBody::held(whole.freeze())
+        } else {
+            let deadline = Box::pin(tokio::time::sleep(patience));
+            AnswerBody::passing(Passing {
+                held,
+                connection,
+                rest,
+                deadline,
+            })
+        };
+        Ok(Answer {
+            status,
+            headers,
+            body,
+        })
+    }
+}
+
+impl Connection {
+    async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| poll_fill(&mut self.stream, &mut self.buffer, cx)).await
+    }
+
+    /// Writes a request and reads the head of its answer, which may come before all is written.
+    async fn exchange(&mut self, head: &[u8], body: &[u8]) -> Result<Head, Failure> {
+        let mut written = 0;
+        let mut writing = Writing::Going;
+        poll_fn(|cx| self.poll_exchange(cx, head, body, &mut written, &mut writing))
+            .await
+            .map_err(|error| Failure {
+                error,
+                written,
+                answered: !self.buffer.is_empty(),
+            })
+    }
+
+    fn poll_exchange(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        written: &mut usize,
+        writing: &mut Writing,
+    ) -> Poll<Result<Head, UpstreamError>> {
+        if *writing == Writing::Going {
+            *writing = self.poll_write(cx, head, body, written);
+        }
+        loop {
+            match poll_fill(&mut self.stream, &mut self.buffer, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Ok(_)) => {}
+            }
+            match take_head(&mut self.buffer) {
+                Ok(None) => {}
+                Ok(Some(mut answer)) => {
+                    // Half a request stays on this connection: nothing may follow it.
+                    answer.keeps_alive &= *writing == Writing::Done;
+                    return Poll::Ready(Ok(answer));
+                }
+                Err(Unintelligible) => return Poll::Ready(Err(UpstreamError::Unintelligible)),
+            }
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        written: &mut usize,
+    ) -> Writing {
+        loop {
+            let head_left = head.get(*written..).unwrap_or_default();
+            let body_left = body
+                .get(written.saturating_sub(head.len())..)
+                .unwrap_or_default();
+            let slices = [IoSlice::new(head_left), IoSlice::new(body_left)];
+            let slices = if head_left.is_empty() {
+                slices.get(1..)
+            } else {
+                slices.get(..)
+            };
+            if head_left.is_empty() && body_left.is_empty() {
+                break;
+            }
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, slices.unwrap_or_default()) {
+                Poll::Pending => return Writing::Going,
+                // An answer may have come all the same: reading decides.
+                Poll::Ready(Ok(0) | Err(_)) => return Writing::Failed,
+                Poll::Ready(Ok(n)) => *written += n,
+            }
+        }
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => Writing::Going,
+            Poll::Ready(Ok(())) => Writing::Done,
+            Poll::Ready(Err(_)) => Writing::Failed,
+        }
+    }
+}
+
+/// How far the writing of a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writing {
+    Done,
+    Failed,
+    Going,
+}
