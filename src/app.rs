@@ -95,6 +95,7 @@ impl App {
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
             access_log: config.log.access,
             refusals: Sampler::new(Instant::now()),
+            notices: Sampler::new(Instant::now()),
             metrics,
         });
         let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);

@@ -219,7 +219,7 @@ impl Gate {
 
         let ask = self.ask(endpoint, header_key, &body, &authentic)?;
         let is_keyed = ask.digest.is_some();
-        let claim = match self.claim(lane, ask)? {
+        let claim = match self.claim(lane, visit, ask)? {
             Claimed::Duplicate => return Ok(visit.acknowledged(Outcome::Duplicate)),
             Claimed::First(claim) => claim,
             Claimed::InFlight(waiter) => {
@@ -299,39 +299,36 @@ impl Gate {
         })
     }
 
-    fn claim(&self, lane: &Lane, ask: Ask) -> Result<Claimed, Rejection> {
-        let count_reuse = |key_reused: bool| {
-            if key_reused {
-                lane.metrics.key_reuse.inc();
-                tracing::warn!(endpoint = %lane.endpoint.name, "idempotency key reused with another body");
-            }
+    fn claim(&self, lane: &Lane, visit: &Visit, ask: Ask) -> Result<Claimed, Rejection> {
+        let decision = self.shared.table.claim(ask);
+        let key_reused = match &decision {
+            Decision::Duplicate { key_reused }
+            | Decision::First { key_reused, .. }
+            | Decision::InFlight { key_reused, .. } => *key_reused,
+            Decision::KeyReuse => true,
+            Decision::Full | Decision::Replay => false,
         };
-        match self.shared.table.claim(ask) {
-            Decision::Duplicate { key_reused } => {
-                count_reuse(key_reused);
-                Ok(Claimed::Duplicate)
-            }
+        if key_reused {
+            lane.metrics.key_reuse.inc();
+            visit.notice(&self.shared, "idempotency key reused with another body");
+        }
+        match decision {
+            Decision::Duplicate { .. } => Ok(Claimed::Duplicate),
             Decision::First {
-                claim,
-                key_reused,
-                replayed,
+                claim, replayed, ..
             } => {
-                count_reuse(key_reused);
                 if replayed {
                     lane.metrics.replays.inc();
-                    tracing::warn!(endpoint = %lane.endpoint.name, "body came again under another idempotency key");
+                    visit.notice(
+                        &self.shared,
+                        "body came again under another idempotency key",
+                    );
                 }
                 Ok(Claimed::First(claim))
             }
             Decision::Full => Err(Rejection::Overloaded),
-            Decision::InFlight { waiter, key_reused } => {
-                count_reuse(key_reused);
-                Ok(Claimed::InFlight(waiter))
-            }
-            Decision::KeyReuse => {
-                count_reuse(true);
-                Err(Rejection::KeyReuse)
-            }
+            Decision::InFlight { waiter, .. } => Ok(Claimed::InFlight(waiter)),
+            Decision::KeyReuse => Err(Rejection::KeyReuse),
             Decision::Replay => {
                 lane.metrics.replays.inc();
                 Err(Rejection::Replay)

@@ -10,6 +10,7 @@ use crate::{
     dedup::Table,
     endpoint::{Endpoint, Endpoints},
     limits::Limits,
+    log::Sampler,
     metrics::{EndpointMetrics, Metrics},
     upstream::{Pool, Upstream},
 };
@@ -26,7 +27,9 @@ pub struct Shared {
     /// Whether each answer is worth a log line.
     pub access_log: bool,
     /// Keeps a flood of refusals from flooding the log.
-    pub refusals: crate::log::Sampler,
+    pub refusals: Sampler,
+    /// The same for oddities of events that go on.
+    pub notices: Sampler,
 }
 
 /// One configuration in force.

@@ -176,6 +176,19 @@ impl Visit {
         }
     }
 
+    /// Logs something odd about an event that goes on all the same; sampled, because a sender may
+    /// do it all day.
+    pub(super) fn notice(&self, shared: &Shared, what: &'static str) {
+        let Some(suppressed) = shared.notices.admit(self.began) else {
+            return;
+        };
+        let endpoint = self
+            .lane
+            .as_ref()
+            .map_or("", |(endpoint, _)| endpoint.name.as_str());
+        tracing::warn!(endpoint, event_id = self.id(), suppressed, "{what}");
+    }
+
     fn log_refusal(
         &self,
         shared: &Shared,
