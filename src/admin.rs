@@ -90,7 +90,7 @@ impl Handler for Admin {
     type News = ();
 
     async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
-        watch.begin(Instant::now());
+        watch.begin();
         let response = self.answer(request.method(), request.uri().path());
         watch.answered(Instant::now());
         response

@@ -88,9 +88,10 @@ impl Watch {
         })
     }
 
-    /// Begins a request: when its first byte came.
-    pub fn begin(&self, now: Instant) -> Instant {
-        self.body_until.set(Some(now + self.body_timeout));
+    /// Begins a request, whose head is here: when its first byte came.
+    pub fn begin(&self) -> Instant {
+        self.body_until
+            .set(Some(self.since.get() + self.body_timeout));
         self.since.get()
     }
 

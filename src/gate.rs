@@ -111,8 +111,7 @@ impl Gate {
     /// Answers one request.
     pub async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
         let now = SystemTime::now();
-        let began = watch.begin(Instant::now());
-        let mut visit = Visit::begin(now, began, &mut *self.random.borrow_mut());
+        let mut visit = Visit::begin(now, watch.begin(), &mut self.random.borrow_mut());
         let (head, incoming) = request.into_parts();
         let outcome = self.pass(watch, &head, incoming, &mut visit).await;
         let mut response = match outcome {
@@ -122,7 +121,7 @@ impl Gate {
         if self.is_closing.get() || visit.closes {
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
-        let ended = Instant::now();
+        let ended = visit.answered.unwrap_or_else(Instant::now);
         visit.end(&self.shared, watch.peer, &response, ended);
         watch.answered(ended);
         response
@@ -197,9 +196,11 @@ impl Gate {
         };
 
         // Only what is genuine passes here (or what an endpoint that enforces later lets through).
+        let passed = Instant::now();
         let event_type = event_type(endpoint, head, &body);
         let mut relay = Relay {
-            gate: self,
+            live: &lanes.live,
+            passed,
             watch,
             lane,
             pool,
@@ -217,7 +218,7 @@ impl Gate {
             return Ok(visit.acknowledged(Outcome::Filtered));
         }
 
-        let ask = self.ask(endpoint, header_key, &body, &authentic)?;
+        let ask = self.ask(endpoint, header_key, &body, &authentic, passed)?;
         let is_keyed = ask.digest.is_some();
         let claim = match self.claim(lane, visit, ask)? {
             Claimed::Duplicate => return Ok(visit.acknowledged(Outcome::Duplicate)),
@@ -242,7 +243,7 @@ impl Gate {
         };
         if answer.status.is_success() {
             // The upstream has said 2xx: from here on the same key is a duplicate.
-            claim.commit(Instant::now());
+            claim.commit(visit.answered.unwrap_or(passed));
         } else {
             claim.release(Some(answer.status.as_u16()));
         }
@@ -256,6 +257,7 @@ impl Gate {
         header_key: Option<&[u8]>,
         body: &Body,
         authentic: &Authentic,
+        now: Instant,
     ) -> Result<Ask, Rejection> {
         let table = &self.shared.table;
         let name = endpoint.name.as_str();
@@ -295,7 +297,7 @@ impl Gate {
             digest,
             body: Some(fingerprint),
             policy,
-            now: Instant::now(),
+            now,
         })
     }
 
@@ -457,13 +459,15 @@ fn unread(error: BodyError, watch: &Watch) -> Rejection {
 
 /// Handing one event to its upstream.
 struct Relay<'a> {
-    gate: &'a Gate,
+    live: &'a Live,
     watch: &'a Watch,
     lane: &'a Lane,
     pool: &'a Rc<crate::upstream::Pool>,
     head: &'a Parts,
     remainder: &'a str,
     event_type: Option<String>,
+    /// When verification was over.
+    passed: Instant,
 }
 
 impl Relay<'_> {
@@ -481,7 +485,7 @@ impl Relay<'_> {
         let _permit = self
             .lane
             .upstream
-            .enter(Instant::now())
+            .enter(self.passed)
             .ok_or(Rejection::Overloaded)?;
         let target = target(upstream, self.remainder, self.head.uri.query());
         let event_type = self.event_type.as_deref();
@@ -495,21 +499,22 @@ impl Relay<'_> {
             verified,
             received_at: visit.now,
             peer: self.watch.peer,
-            peer_is_trusted: is_trusted(self.watch.peer, &self.gate.live().trusted_proxies),
+            peer_is_trusted: is_trusted(self.watch.peer, &self.live.trusted_proxies),
             proto: self.watch.proto,
             body_len: body.as_bytes().len(),
         };
         let is_protected =
             |name: &http::HeaderName| endpoint.scheme.header_names().any(|n| n == name);
         let mut head = headers::request_head(&self.head.headers, &forward, is_protected);
-        let start = Instant::now();
         let sent = self
             .pool
             .send(&mut head, body.as_bytes(), keyed, endpoint.deadline);
         let metrics = &self.lane.metrics;
         match self.watch.until(visit.deadline(endpoint), sent).await {
             Some(Ok(answer)) => {
-                metrics.upstream_answered(answer.status, start.elapsed());
+                let answered = Instant::now();
+                visit.answered = Some(answered);
+                metrics.upstream_answered(answer.status, answered - self.passed);
                 Ok(answer)
             }
             Some(Err(error)) => {

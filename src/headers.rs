@@ -166,6 +166,12 @@ impl RequestHead {
         }
         &self.bytes
     }
+
+    /// Takes the body in behind the head; what is then left of it to be sent is nothing.
+    pub fn join<'b>(&mut self, body: &[u8]) -> &'b [u8] {
+        self.bytes.extend_from_slice(body);
+        &[]
+    }
 }
 
 /// Writes the head of the one request that the upstream gets.
@@ -178,7 +184,7 @@ pub fn request_head(
     is_protected: impl Fn(&HeaderName) -> bool,
 ) -> RequestHead {
     let named = Named::of(headers);
-    let mut out = Vec::with_capacity(1024);
+    let mut out = Vec::with_capacity(2048 + forward.body_len.min(8 * 1024));
     out.extend_from_slice(b"POST ");
     out.extend_from_slice(forward.target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");

@@ -22,8 +22,8 @@ pub struct Limits {
     pub max_target_bytes: usize,
     /// First byte, TLS handshake and header section together.
     pub header_timeout: Duration,
-    /// From the end of the header section to the last byte of the body; also how long a client
-    /// may leave our answer unread.
+    /// From a request's first byte to the last of its body; also how long our answer may stay
+    /// unread.
     pub body_timeout: Duration,
     /// How long a kept-alive connection may wait for its next request.
     pub idle_timeout: Duration,

@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use hookward::cli::Cli;
 
+/// Gives the memory of bodies back to the system, and is faster than the system's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     Cli::parse().run()
 }

@@ -46,6 +46,9 @@ use crate::{
 /// An answer up to this size is read whole before its head goes to the sender, so that a break-off
 /// in the middle of it is a failure and not a torso; in bytes.
 const HELD_LIMIT: usize = 64 * 1024;
+/// A body up to this size is copied behind its head, so that both go out by send, which costs the
+/// system less than a vector of two; in bytes.
+const JOINED_LIMIT: usize = 8 * 1024;
 /// First and longest pause between two attempts to connect.
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
@@ -249,6 +252,11 @@ impl Pool {
         keyed: bool,
         patience: Duration,
     ) -> Result<Answer, UpstreamError> {
+        let body = if body.len() <= JOINED_LIMIT {
+            head.join(body)
+        } else {
+            body
+        };
         let mut attempt = 1;
         if let Some(mut connection) = self.reuse() {
             match connection.exchange(head.for_attempt(attempt), body).await {

@@ -36,6 +36,8 @@ pub(super) struct Visit {
     pub(super) event: EventLabel,
     /// Whether its connection can carry another request.
     pub(super) closes: bool,
+    /// When the upstream's answer came.
+    pub(super) answered: Option<Instant>,
     /// What failed at the upstream.
     pub(super) cause: Option<Cause>,
     lane: Option<(Arc<Endpoint>, Arc<EndpointMetrics>)>,
@@ -63,6 +65,7 @@ impl Visit {
             began,
             event: EventLabel::NONE,
             closes: false,
+            answered: None,
             cause: None,
             lane: None,
             outcome: None,
