@@ -270,10 +270,6 @@ impl Framing {
     }
 
     /// A line of chunked framing, without its CRLF; `None` inside while its end is on the way.
-    #[expect(
-        clippy::type_complexity,
-        reason = "two parts of one answer, used in two places"
-    )]
     fn short_line<'b>(&mut self, rest: &'b [u8]) -> Option<(Option<Vec<u8>>, &'b [u8])> {
         let end = memchr::memchr(b'\n', rest);
         let (part, next) = match end {

@@ -148,9 +148,17 @@ fn read_file(path: &Path) -> Result<Value, Fault> {
         path: String::new(),
         what,
     };
-    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => fault("not UTF-8 text".to_owned()),
-        kind => fault(format!("cannot be read: {kind}")),
+    let text = fs::read_to_string(path).map_err(|error| {
+        let is_no_text = error.kind() == io::ErrorKind::InvalidData;
+        let reason = error.kind().to_string();
+        fault(format!(
+            "cannot be read: {}",
+            if is_no_text {
+                "not UTF-8 text"
+            } else {
+                &reason
+            }
+        ))
     })?;
     let is_yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
     if is_yaml {

@@ -359,9 +359,9 @@ pub(super) fn as_text(value: &Value) -> Option<String> {
 }
 
 fn as_texts(value: &Value) -> Option<Vec<String>> {
-    match value {
-        Value::Array(items) => items.iter().map(as_text).collect(),
-        other => Some(vec![as_text(other)?]),
+    match value.as_array() {
+        Some(items) => items.iter().map(as_text).collect(),
+        None => Some(vec![as_text(value)?]),
     }
 }
 
@@ -370,9 +370,9 @@ pub(super) fn as_duration(value: &Value) -> Option<Duration> {
 }
 
 fn as_size(value: &Value) -> Option<usize> {
-    let bytes = match value {
-        Value::String(text) => bytesize::ByteSize::from_str(text).ok()?.as_u64(),
-        other => other.as_u64()?,
+    let bytes = match value.as_str() {
+        Some(text) => bytesize::ByteSize::from_str(text).ok()?.as_u64(),
+        None => value.as_u64()?,
     };
     usize::try_from(bytes).ok()
 }

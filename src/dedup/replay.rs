@@ -51,8 +51,8 @@ impl Index {
         places.get_mut(start..start + WAYS).map(act)
     }
 
-    /// Whether this body came under another key before and has not expired. It is remembered under
-    /// this one unless it did and `despite` is false.
+    /// Whether this body came under another key before and has not expired; if not, it is
+    /// remembered under this one. `despite`: it goes on all the same, and is remembered for longer.
     pub(super) fn note(
         &self,
         body: Fingerprint,
@@ -67,13 +67,11 @@ impl Index {
                 .iter_mut()
                 .find(|place| place.body == body.0 && place.until > now);
             if let Some(place) = known {
+                // It stays under the key it came with first: when the second one is given back,
+                // the first is not forgotten.
                 let is_other = place.key != key;
                 if !is_other || despite {
-                    *place = Place {
-                        body: body.0,
-                        until,
-                        key,
-                    };
+                    place.until = place.until.max(until);
                 }
                 return is_other;
             }

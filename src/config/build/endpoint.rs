@@ -211,7 +211,7 @@ impl Reader<'_> {
     /// What a file or a variable holds, one trailing newline cut.
     fn hidden(&mut self, entry: &mut Table) -> Option<Zeroizing<Vec<u8>>> {
         let (file, variable) = (entry.text("file"), entry.text("env"));
-        if entry.has("value") {
+        if entry.plain("value").is_some() {
             entry.fault(
                 "value",
                 "expected file or env instead: a secret does not belong in a configuration",
