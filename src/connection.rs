@@ -54,6 +54,8 @@ pub struct Watch {
     body_until: Cell<Option<Instant>>,
     blocked_since: Cell<Option<Instant>>,
     verdict: Cell<Option<Verdict>>,
+    /// The verdict was the answer to a request.
+    is_said: Cell<bool>,
 }
 
 /// Why a connection cannot go on.
@@ -85,6 +87,7 @@ impl Watch {
             body_until: Cell::new(None),
             blocked_since: Cell::new(None),
             verdict: Cell::new(None),
+            is_said: Cell::new(false),
         })
     }
 
@@ -100,6 +103,7 @@ impl Watch {
         self.body_until.set(None);
         self.blocked_since.set(None);
         self.is_first.set(false);
+        self.is_said.set(self.verdict.get().is_some());
         self.since.set(now);
     }
 
@@ -197,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
 
     /// What to tell a sender whose connection ended without a request that could be answered.
     pub fn unsaid(&self) -> Option<Rejection> {
-        if self.watch.body_until.get().is_some() {
+        if self.watch.is_said.get() || self.watch.body_until.get().is_some() {
             return None;
         }
         match self.watch.verdict()? {

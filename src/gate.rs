@@ -360,7 +360,7 @@ fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
     if let Some(authority) = head.uri.authority() {
         // An absolute target may only repeat the Host (RFC 9112 §3.2.2).
         let same = host.is_some_and(|h| h.eq_ignore_ascii_case(authority.as_str().as_bytes()));
-        if !same || head.method == Method::CONNECT {
+        if !same {
             return malformed(Malformation::Host);
         }
     }
@@ -372,7 +372,7 @@ fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
         return malformed(Malformation::Shadow);
     }
     let path = head.uri.path();
-    if !path.starts_with('/') || !path.is_ascii() {
+    if !path.starts_with('/') || !path.is_ascii() || head.method == Method::CONNECT {
         return malformed(Malformation::Target);
     }
     if head.headers.len() > live.limits.max_header_fields {

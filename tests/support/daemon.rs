@@ -14,10 +14,10 @@ use super::{HANG, SECRET, Sender};
 
 /// A directory of a test's own, removed with it.
 #[derive(Debug)]
-pub struct Dir(pub PathBuf);
+pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("hookward-test-{}-{number}", std::process::id());
@@ -26,7 +26,7 @@ impl Dir {
         Self(path)
     }
 
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path
@@ -40,46 +40,52 @@ impl Drop for Dir {
 }
 
 /// A running hookward.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub public: SocketAddr,
-    pub admin: SocketAddr,
-    pub dir: Dir,
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) dir: Dir,
     log: Arc<(Mutex<String>, Condvar)>,
 }
 
 /// A hookward about to run.
-pub struct Setup {
+pub(crate) struct Setup {
     config: String,
     env: Vec<(String, String)>,
     dir: Dir,
 }
 
 impl Setup {
-    pub fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub fn config_path(&self) -> PathBuf {
+    pub(crate) fn config_path(&self) -> PathBuf {
         self.dir.0.join("hookward.toml")
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir.0
     }
 
     fn command(&self) -> Command {
         let path = self.dir.write("hookward.toml", &self.config);
         let mut command = Command::new(env!("CARGO_BIN_EXE_hookward"));
-        command.env_clear().env("SECRET", SECRET).envs(self.env.iter().cloned());
+        command
+            .env_clear()
+            .env("SECRET", SECRET)
+            .envs(self.env.iter().cloned());
         command.args(["serve", "--config"]).arg(path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         command
     }
 
     /// Starts it and waits until it is ready.
-    pub fn start(self) -> Daemon {
+    pub(crate) fn start(self) -> Daemon {
         let mut child = self.command().spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
@@ -93,7 +99,13 @@ impl Setup {
             shared.1.notify_all();
         });
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut daemon = Daemon { child, public: unknown, admin: unknown, dir: self.dir, log };
+        let mut daemon = Daemon {
+            child,
+            public: unknown,
+            admin: unknown,
+            dir: self.dir,
+            log,
+        };
         daemon.wait_for_log("\"message\":\"ready\"");
         let log = daemon.log();
         let address = |listener: &str| {
@@ -109,7 +121,7 @@ impl Setup {
     }
 
     /// Starts it where it must not start: its exit code and what it said.
-    pub fn refuse(self) -> (i32, String) {
+    pub(crate) fn refuse(self) -> (i32, String) {
         let output = self.command().output().unwrap();
         let code = output.status.code().unwrap_or(-1);
         (code, String::from_utf8_lossy(&output.stderr).into_owned())
@@ -118,60 +130,76 @@ impl Setup {
 
 impl Daemon {
     /// One relay endpoint named `crm` at `/hook`; `more` goes into its table.
-    pub fn relay(upstream: &str, more: &str) -> Setup {
+    pub(crate) fn relay(upstream: &str, more: &str) -> Setup {
         Self::with("", &Self::endpoint("crm", "/hook", upstream, more))
     }
 
     /// The table of an endpoint.
-    pub fn endpoint(name: &str, path: &str, upstream: &str, more: &str) -> String {
+    pub(crate) fn endpoint(name: &str, path: &str, upstream: &str, more: &str) -> String {
         let secrets = if more.contains("secrets =") {
             ""
         } else {
             "secrets = [{ name = \"main\", env = \"SECRET\" }]\n"
         };
-        format!("[endpoints.{name}]\npath = \"{path}\"\nupstream = \"{upstream}\"\n{secrets}{more}\n")
+        format!(
+            "[endpoints.{name}]\npath = \"{path}\"\nupstream = \"{upstream}\"\n{secrets}{more}\n"
+        )
     }
 
     /// Anything: `top` before the listeners' tables, `rest` after them.
-    pub fn with(top: &str, rest: &str) -> Setup {
+    pub(crate) fn with(top: &str, rest: &str) -> Setup {
         let config = format!(
             "{top}\n[server]\nlisten = [\"127.0.0.1:0\"]\nthreads = 2\n\
              [admin]\nlisten = [\"127.0.0.1:0\"]\n{rest}\n"
         );
-        Setup { config, env: Vec::new(), dir: Dir::new() }
+        Setup {
+            config,
+            env: Vec::new(),
+            dir: Dir::new(),
+        }
     }
 
     /// A configuration in full.
-    pub fn config(config: &str) -> Setup {
-        Setup { config: config.to_owned(), env: Vec::new(), dir: Dir::new() }
+    pub(crate) fn config(config: &str) -> Setup {
+        Setup {
+            config: config.to_owned(),
+            env: Vec::new(),
+            dir: Dir::new(),
+        }
     }
 
-    pub fn sender(&self) -> Sender {
+    pub(crate) fn sender(&self) -> Sender {
         Sender::connect(self.public)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([name, &self.pid().to_string()]).status().unwrap();
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([name, &self.pid().to_string()])
+            .status()
+            .unwrap();
         assert!(status.success(), "kill {name}");
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.0.lock().unwrap().clone()
     }
 
     /// Waits until the log holds a text.
-    pub fn wait_for_log(&self, text: &str) {
+    pub(crate) fn wait_for_log(&self, text: &str) {
         let mut log = self.log.0.lock().unwrap();
         while !log.contains(text) {
-            assert!(!log.contains("[end of log]"), "ended without {text:?}:\n{log}");
+            assert!(
+                !log.contains("[end of log]"),
+                "ended without {text:?}:\n{log}"
+            );
             let (held, timeout) = self.log.1.wait_timeout(log, HANG).unwrap();
             log = held;
             assert!(!timeout.timed_out(), "never logged {text:?}:\n{log}");
@@ -179,14 +207,16 @@ impl Daemon {
     }
 
     /// The answer of the admin side to a GET.
-    pub fn ask(&self, path: &str) -> super::Reply {
+    pub(crate) fn ask(&self, path: &str) -> super::Reply {
         let mut admin = Sender::connect(self.admin);
-        admin.write(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes());
+        admin.write(
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes(),
+        );
         admin.reply()
     }
 
     /// The value of a metric; labels as they are written, in any order. 0 when absent.
-    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let text = self.ask("/metrics").text();
         let wanted: Vec<_> = labels.iter().map(|(n, v)| format!("{n}=\"{v}\"")).collect();
         text.lines()

@@ -7,19 +7,20 @@ mod upstream;
 
 use std::time::Duration;
 
-pub use daemon::Daemon;
-pub use sender::{Reply, Sender, event, sign};
-pub use upstream::{Act, Message, Upstream};
+pub(crate) use daemon::Daemon;
+pub(crate) use sender::{Reply, Sender, event, sign};
+pub(crate) use upstream::{Act, Upstream};
 
 /// Longer than anything here takes; only a hang reaches it.
-pub const HANG: Duration = Duration::from_secs(60);
+pub(crate) const HANG: Duration = Duration::from_secs(60);
 /// The secret of every endpoint, unless a test says otherwise.
-pub const SECRET: &str = "a-secret-of-thirty-two-bytes-ab!";
+pub(crate) const SECRET: &str = "a-secret-of-thirty-two-bytes-ab!";
 /// A body as a sender makes it.
-pub const BODY: &str = r#"{"type":"message.created","payload":{"message":{"role":"user","content":"hi"}}}"#;
+pub(crate) const BODY: &str =
+    r#"{"type":"message.created","payload":{"message":{"role":"user","content":"hi"}}}"#;
 
 /// Waits until something holds, looking again and again.
-pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     let end = std::time::Instant::now() + HANG;
     while !holds() {
         assert!(std::time::Instant::now() < end, "never happened: {what}");

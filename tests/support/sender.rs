@@ -9,14 +9,14 @@ use sha2::Sha256;
 use super::{HANG, SECRET};
 
 /// The tag a sender writes, in hexadecimal.
-pub fn sign(secret: &str, body: &[u8]) -> String {
+pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(body);
     hex::encode(mac.finalize().into_bytes())
 }
 
 /// A signed event for the endpoint at `/hook`, with more header lines (each ended by CRLF).
-pub fn event(key: &str, body: &[u8], more: &str) -> Vec<u8> {
+pub(crate) fn event(key: &str, body: &[u8], more: &str) -> Vec<u8> {
     let mut request = format!(
         "POST /hook HTTP/1.1\r\nHost: hooks.example\r\nContent-Type: application/json\r\n\
          TinyTalk-Signature: {}\r\nContent-Length: {}\r\n{more}",
@@ -33,79 +33,108 @@ pub fn event(key: &str, body: &[u8], more: &str) -> Vec<u8> {
 }
 
 /// One connection to a daemon.
-pub struct Sender {
+pub(crate) struct Sender {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// One answer.
 #[derive(Clone, Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self
+            .headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
-    pub fn all(&self, name: &str) -> Vec<&str> {
-        let named = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let named = self
+            .headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 
-    pub fn outcome(&self) -> &str {
+    pub(crate) fn outcome(&self) -> &str {
         self.header("hookward-outcome").unwrap_or("")
     }
 
     /// The reason in a problem document, whose other members must fit the answer.
-    pub fn reason(&self) -> String {
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+    pub(crate) fn reason(&self) -> String {
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{self:?}"
+        );
         let problem: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(problem["status"], self.status, "{self:?}");
-        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{self:?}");
-        assert_eq!(problem["instance"].as_str(), self.header("hookward-event-id"), "{self:?}");
-        problem["type"].as_str().unwrap().strip_prefix("urn:hookward:").unwrap().to_owned()
+        assert!(
+            problem["title"].is_string() && problem["detail"].is_string(),
+            "{self:?}"
+        );
+        assert_eq!(
+            problem["instance"].as_str(),
+            self.header("hookward-event-id"),
+            "{self:?}"
+        );
+        problem["type"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("urn:hookward:")
+            .unwrap()
+            .to_owned()
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
 impl Sender {
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(HANG)).unwrap();
         stream.set_write_timeout(Some(HANG)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
-    pub fn write(&mut self, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
     /// Writes what the other side may refuse to read.
-    pub fn try_write(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
-    pub fn send(&mut self, request: &[u8]) -> Reply {
+    pub(crate) fn send(&mut self, request: &[u8]) -> Reply {
         self.write(request);
         self.reply()
     }
 
     /// Whether the other side has closed the connection, with nothing more to read.
-    pub fn is_closed(&mut self) -> bool {
-        assert!(self.buffer.is_empty(), "{:?}", String::from_utf8_lossy(&self.buffer));
+    pub(crate) fn is_closed(&mut self) -> bool {
+        assert!(
+            self.buffer.is_empty(),
+            "{:?}",
+            String::from_utf8_lossy(&self.buffer)
+        );
         match self.stream.read(&mut [0; 1]) {
             Ok(n) => n == 0,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
@@ -116,7 +145,10 @@ impl Sender {
     fn fill(&mut self) -> usize {
         let mut chunk = [0; 64 * 1024];
         let n = self.stream.read(&mut chunk).unwrap_or_else(|error| {
-            panic!("no answer: {error}; had {:?}", String::from_utf8_lossy(&self.buffer))
+            panic!(
+                "no answer: {error}; had {:?}",
+                String::from_utf8_lossy(&self.buffer)
+            )
         });
         self.buffer.extend_from_slice(&chunk[..n]);
         n
@@ -129,7 +161,10 @@ impl Sender {
                 return String::from_utf8_lossy(&line).trim_end().to_owned();
             }
             let had = String::from_utf8_lossy(&self.buffer).into_owned();
-            assert!(self.fill() > 0, "closed in the middle of an answer: {had:?}");
+            assert!(
+                self.fill() > 0,
+                "closed in the middle of an answer: {had:?}"
+            );
         }
     }
 
@@ -141,17 +176,23 @@ impl Sender {
     }
 
     /// Reads one answer; `100 Continue` counts as one.
-    pub fn reply(&mut self) -> Reply {
+    pub(crate) fn reply(&mut self) -> Reply {
         let line = self.line();
         let status = line.split(' ').nth(1).and_then(|s| s.parse().ok());
         let status = status.unwrap_or_else(|| panic!("no status line: {line:?}"));
         let mut headers = Vec::new();
         loop {
             let line = self.line();
-            let Some((name, value)) = line.split_once(':') else { break };
+            let Some((name, value)) = line.split_once(':') else {
+                break;
+            };
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
-        let mut reply = Reply { status, headers, body: Vec::new() };
+        let mut reply = Reply {
+            status,
+            headers,
+            body: Vec::new(),
+        };
         if status < 200 || status == 204 || status == 304 {
             return reply;
         }

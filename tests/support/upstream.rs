@@ -15,7 +15,7 @@ use super::HANG;
 
 /// What an application does with one message.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     /// Answers with these bytes.
     Answer(Vec<u8>),
     /// Answers with these bytes and closes.
@@ -32,11 +32,11 @@ pub enum Act {
 
 impl Act {
     /// A whole answer with this status and body.
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self::answer(status, "", b"done")
     }
 
-    pub fn answer(status: u16, headers: &str, body: &[u8]) -> Self {
+    pub(crate) fn answer(status: u16, headers: &str, body: &[u8]) -> Self {
         let length = body.len();
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n{headers}\r\n");
         Self::Answer([head.as_bytes(), body].concat())
@@ -45,20 +45,23 @@ impl Act {
 
 /// What arrived, byte for byte.
 #[derive(Clone, Debug)]
-pub struct Message {
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
     /// Which connection it came on, counted from 1.
-    pub connection: usize,
+    pub(crate) connection: usize,
 }
 
 impl Message {
-    pub fn values(&self, name: &str) -> Vec<&str> {
+    pub(crate) fn values(&self, name: &str) -> Vec<&str> {
         let fields = self.head.lines().filter_map(|line| line.split_once(": "));
-        fields.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v).collect()
+        fields
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v)
+            .collect()
     }
 
-    pub fn value(&self, name: &str) -> &str {
+    pub(crate) fn value(&self, name: &str) -> &str {
         let values = self.values(name);
         assert_eq!(values.len(), 1, "{name} in {}", self.head);
         values[0]
@@ -66,8 +69,8 @@ impl Message {
 }
 
 /// An application that does as it is told.
-pub struct Upstream {
-    pub address: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
     messages: Receiver<Message>,
     shared: Arc<Shared>,
     release: Sender<()>,
@@ -87,7 +90,7 @@ impl Wire for UnixStream {}
 
 impl Upstream {
     /// An application at a port of its own that answers everything with this.
-    pub fn new(default: Act) -> Self {
+    pub(crate) fn new(default: Act) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Self::serve(default, address, move || {
@@ -98,21 +101,28 @@ impl Upstream {
     }
 
     /// The same at a Unix socket.
-    pub fn unix(path: &Path, default: Act) -> Self {
+    pub(crate) fn unix(path: &Path, default: Act) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        Self::serve(default, nowhere, move || Some(Box::new(listener.accept().ok()?.0)))
+        Self::serve(default, nowhere, move || {
+            Some(Box::new(listener.accept().ok()?.0))
+        })
     }
 
     /// The same at an address that was given up before.
-    pub fn at(address: SocketAddr, default: Act) -> Self {
+    pub(crate) fn at(address: SocketAddr, default: Act) -> Self {
         let listener = TcpListener::bind(address).unwrap();
-        Self::serve(default, address, move || Some(Box::new(listener.accept().ok()?.0)))
+        Self::serve(default, address, move || {
+            Some(Box::new(listener.accept().ok()?.0))
+        })
     }
 
     /// An address where nobody listens.
-    pub fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    pub(crate) fn nobody() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
     }
 
     fn serve(
@@ -137,39 +147,44 @@ impl Upstream {
                 thread::spawn(move || own.connection(wire, number, &arrived));
             }
         });
-        Self { address, messages, shared, release }
+        Self {
+            address,
+            messages,
+            shared,
+            release,
+        }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/in", self.address)
     }
 
     /// What is done with the next messages, before the default.
-    pub fn then(&self, acts: impl IntoIterator<Item = Act>) -> &Self {
+    pub(crate) fn then(&self, acts: impl IntoIterator<Item = Act>) -> &Self {
         self.shared.acts.lock().unwrap().extend(acts);
         self
     }
 
-    pub fn by_default(&self, act: Act) {
+    pub(crate) fn by_default(&self, act: Act) {
         *self.shared.default.lock().unwrap() = act;
     }
 
     /// Lets one waiting answer go.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.release.send(()).unwrap();
     }
 
     /// The next message, waited for.
-    pub fn next_message(&self) -> Message {
+    pub(crate) fn next_message(&self) -> Message {
         self.messages.recv_timeout(HANG).expect("no message came")
     }
 
     /// How many messages have come.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.shared.arrived.load(Ordering::SeqCst)
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 }
@@ -177,13 +192,21 @@ impl Upstream {
 impl Shared {
     fn act(&self) -> Act {
         let mut acts = self.acts.lock().unwrap();
-        if acts.is_empty() { self.default.lock().unwrap().clone() } else { acts.remove(0) }
+        if acts.is_empty() {
+            self.default.lock().unwrap().clone()
+        } else {
+            acts.remove(0)
+        }
     }
 
     fn connection(&self, mut wire: Box<dyn Wire>, number: usize, arrived: &Sender<Message>) {
         let mut buffer = Vec::new();
         while let Some(head) = read_head(&mut *wire, &mut buffer) {
-            let mut message = Message { head, body: Vec::new(), connection: number };
+            let mut message = Message {
+                head,
+                body: Vec::new(),
+                connection: number,
+            };
             let act = self.act();
             if let Act::AnswerEarly(answer) = &act {
                 self.note(message, arrived);
