@@ -19,7 +19,7 @@ use base64::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use self::verification::{Authentic, Secrets, Verification};
+pub use self::verification::{Authentic, NoSecret, Secrets, Verification};
 use self::{
     template::{Content, Format, Piece},
     verification::Tags,

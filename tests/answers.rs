@@ -1,5 +1,12 @@
 //! Every row of the answers table, as a sender sees it.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
+
 mod support;
 
 use support::{Act, BODY, Daemon, Sender, Upstream, event, eventually, sign};

@@ -1,5 +1,12 @@
 //! One event, one delivery: also at the same time, also when the first one fails.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
+
 mod support;
 
 use std::thread;

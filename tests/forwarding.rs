@@ -1,5 +1,12 @@
 //! What the upstream gets, and what comes back from it.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
+
 mod support;
 
 use std::{

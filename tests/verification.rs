@@ -1,5 +1,12 @@
 //! Whose signature passes the real daemon, and whose does not.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
+
 mod support;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -10,6 +10,8 @@ use std::{
     thread,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{HANG, SECRET, Sender};
 
 /// A directory of a test's own, removed with it.
@@ -176,12 +178,9 @@ impl Daemon {
         self.child.id()
     }
 
-    pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .args([name, &self.pid().to_string()])
-            .status()
-            .unwrap();
-        assert!(status.success(), "kill {name}");
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

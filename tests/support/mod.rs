@@ -1,5 +1,9 @@
 //! The nouns of the promises: a daemon, a sender, an upstream, all real, on loopback.
-#![allow(dead_code, unused_imports, reason = "each promise uses its own part of this")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each promise uses its own part of this"
+)]
 
 mod daemon;
 mod sender;
