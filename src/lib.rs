@@ -17,50 +17,50 @@
 pub mod app;
 /// Commands, arguments, exit codes.
 pub mod cli;
-/// File, environment and flags, read into a configuration that is right by construction.
+// File, environment and flags, read into a configuration that is right by construction.
 pub mod config;
-/// Log lines: where they go, and how many refusals are worth one.
+// Log lines: where they go, and how many refusals are worth one.
 pub mod log;
-/// Which signal means what.
+// Which signal means what.
 pub mod shutdown;
 
 // The two sides that answer.
 
-/// `/metrics`, `/livez`, `/readyz`, on listeners of their own.
+// `/metrics`, `/livez`, `/readyz`, on listeners of their own.
 pub mod admin;
-/// One event loop per core: accept, one task per connection, drain.
+// One event loop per core: accept, one task per connection, drain.
 pub mod server;
 
 // One request.
 
-/// At most N bytes of body out of one budget, shown to a reader as they come.
+// At most N bytes of body out of one budget, shown to a reader as they come.
 pub mod body;
-/// One sender's connection: its bytes, its deadlines, its end.
+// One sender's connection: its bytes, its deadlines, its end.
 pub mod connection;
-/// One request, top to bottom.
+// One request, top to bottom.
 pub mod gate;
-/// Every metric name and label.
+// Every metric name and label.
 pub mod metrics;
-/// One event to the application: a connection, one request, its answer.
+// One event to the application: a connection, one request, its answer.
 pub mod upstream;
 
 // The core: no sockets, no files, no clock, no logging.
 
-/// Which events were seen: claim, commit, give back.
+// Which events were seen: claim, commit, give back.
 pub mod dedup;
-/// What the operator configured for one path.
+// What the operator configured for one path.
 pub mod endpoint;
-/// What a verified body says about itself.
+// What a verified body says about itself.
 pub mod event;
-/// Where messages end, read more strictly than a parser must.
+// Where messages end, read more strictly than a parser must.
 mod framing;
-/// What is taken off a message, and what is set on it.
+// What is taken off a message, and what is set on it.
 pub mod headers;
-/// The bounds a stranger meets.
+// The bounds a stranger meets.
 pub mod limits;
-/// Why we refused: status, label, problem document.
+// Why we refused: status, label, problem document.
 pub mod rejection;
-/// Key bytes that cannot be printed.
+// Key bytes that cannot be printed.
 pub mod secret;
-/// How a sender signs, and whether a request was signed so.
+// How a sender signs, and whether a request was signed so.
 pub mod signature;
