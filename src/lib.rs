@@ -15,7 +15,7 @@
 
 /// Builds every part, binds, runs, reloads, drains.
 pub mod app;
-/// Commands, arguments, exit codes.
+// Commands, arguments, exit codes.
 pub mod cli;
 // File, environment and flags, read into a configuration that is right by construction.
 pub mod config;
