@@ -13,7 +13,7 @@
 
 // The process: what was asked, what is configured, what runs.
 
-/// Builds every part, binds, runs, reloads, drains.
+// Builds every part, binds, runs, reloads, drains.
 pub mod app;
 // Commands, arguments, exit codes.
 pub mod cli;
