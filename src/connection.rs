@@ -194,8 +194,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             return;
         }
         self.socket.set_limit(LINGER.1);
-        let mut sink = [0; 8 * 1024];
-        let drain = async { while matches!(self.socket.read(&mut sink).await, Ok(1..)) {} };
+        // The buffer is on the stack only while it is used: it is no part of every connection.
+        let drain = poll_fn(|cx| {
+            let mut sink = [0; 8 * 1024];
+            loop {
+                let mut buffer = ReadBuf::new(&mut sink);
+                match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
         let _ = tokio::time::timeout(LINGER.0, drain).await;
     }
 
