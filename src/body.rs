@@ -128,8 +128,9 @@ struct Unfinished {
 impl Unfinished {
     /// Makes room for `capacity` bytes altogether, of `expected` in the end.
     fn grow(&mut self, capacity: usize, expected: usize) -> Result<(), BodyError> {
-        self.budget.charge(capacity.saturating_sub(self.charged))?;
-        self.charged = self.charged.max(capacity);
+        let price = self.bytes.price(capacity, expected);
+        self.budget.charge(price.saturating_sub(self.charged))?;
+        self.charged = self.charged.max(price);
         match self.bytes.reserve(capacity, expected) {
             true => Ok(()),
             false => Err(BodyError::Overloaded),

@@ -50,6 +50,23 @@ impl Store {
         }
     }
 
+    /// What [`Store::reserve`] with the same arguments will have taken in memory: spare pages have
+    /// been touched already and cost all they hold, fresh ones only what is put into them.
+    pub(super) fn price(&self, capacity: usize, expected: usize) -> usize {
+        let is_there = self
+            .mapped
+            .as_ref()
+            .is_some_and(|(map, _)| map.len() >= capacity);
+        if is_there || capacity.max(expected) < MAPPED {
+            return capacity;
+        }
+        let length = capacity.max(expected);
+        SPARE.with_borrow(|spare| {
+            let spare = spare.iter().rfind(|map| fits(map, length));
+            spare.map_or(capacity, |map| map.len())
+        })
+    }
+
     /// Makes room for `capacity` bytes altogether; whether there is. `expected`: how many there
     /// will be in the end; pages for them cost nothing until they are touched.
     pub(super) fn reserve(&mut self, capacity: usize, expected: usize) -> bool {
@@ -102,11 +119,15 @@ impl Drop for Store {
     }
 }
 
+/// Whether pages are right for a body of this length: large enough, and not much too large.
+fn fits(map: &MmapMut, length: usize) -> bool {
+    (length..=length.saturating_mul(2)).contains(&map.len())
+}
+
 /// Pages for at least `length` bytes: spare ones of about that size, or fresh ones.
 fn pages(length: usize) -> Option<MmapMut> {
-    let fits = |map: &MmapMut| (length..=length.saturating_mul(2)).contains(&map.len());
     let spare = SPARE.with_borrow_mut(|spare| {
-        let place = spare.iter().rposition(fits)?;
+        let place = spare.iter().rposition(|map| fits(map, length))?;
         Some(spare.swap_remove(place))
     });
     spare.or_else(|| MmapMut::map_anon(length).ok())
