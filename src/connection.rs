@@ -42,6 +42,8 @@ const SMALL_READ: u64 = 8 * 1024 - 1;
 pub struct Watch {
     /// The other end, if it is an IP socket.
     pub peer: Option<IpAddr>,
+    /// The same, written out once for all requests.
+    pub peer_text: Option<String>,
     /// `http` or `https`.
     pub proto: &'static str,
     header_timeout: Duration,
@@ -77,6 +79,7 @@ impl Watch {
         let now = Instant::now();
         Rc::new(Self {
             peer,
+            peer_text: peer.map(|peer| peer.to_canonical().to_string()),
             proto,
             header_timeout: limits.header_timeout,
             body_timeout: limits.body_timeout,

@@ -505,7 +505,7 @@ impl Relay<'_> {
             event_type: event_type.filter(|t| headers::is_plain_event_type(t)),
             verified,
             received_at: visit.now,
-            peer: self.watch.peer,
+            peer: self.watch.peer_text.as_deref(),
             peer_is_trusted: is_trusted(self.watch.peer, &self.live.trusted_proxies),
             proto: self.watch.proto,
             body_len: body.as_bytes().len(),

@@ -419,16 +419,15 @@ impl Connection {
             let body_left = body
                 .get(written.saturating_sub(head.len())..)
                 .unwrap_or_default();
-            let slices = [IoSlice::new(head_left), IoSlice::new(body_left)];
-            let slices = if head_left.is_empty() {
-                slices.get(1..)
-            } else {
-                slices.get(..)
+            let stream = Pin::new(&mut self.stream);
+            let sent = match (head_left, body_left) {
+                ([], []) => break,
+                ([], rest) | (rest, []) => stream.poll_write(cx, rest),
+                (head, body) => {
+                    stream.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)])
+                }
             };
-            if head_left.is_empty() && body_left.is_empty() {
-                break;
-            }
-            match Pin::new(&mut self.stream).poll_write_vectored(cx, slices.unwrap_or_default()) {
+            match sent {
                 Poll::Pending => return Writing::Going,
                 // An answer may have come all the same: reading decides.
                 Poll::Ready(Ok(0) | Err(_)) => return Writing::Failed,
