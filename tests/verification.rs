@@ -359,3 +359,318 @@ fn a_secret_that_is_empty_or_not_there_stops_the_start() {
     assert_eq!(code, 2);
     assert!(said.contains("endpoints.crm.secrets[0].file"), "{said}");
 }
+
+#[test]
+fn a_signature_that_is_not_quite_one_is_unreadable() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    let mut sender = daemon.sender();
+    let hex = sign(SECRET, BODY.as_bytes());
+    let tag = hex::decode(&hex).unwrap();
+    let engine = base64::engine::general_purpose::STANDARD;
+    let url_safe = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    for bad in [
+        String::new(),
+        " \t ".to_owned(),
+        "sha256=".to_owned(),
+        hex[..63].to_owned(),
+        hex[..32].to_owned(),
+        format!("{hex}0"),
+        format!("{hex}00"),
+        format!("{}g", &hex[..63]),
+        format!("{} {}", &hex[..32], &hex[32..]),
+        format!("{hex},{hex}"),
+        format!("{hex}, {hex}"),
+        format!("\"{hex}\""),
+        format!("sha512={hex}"),
+        format!("sha256=sha256={hex}"),
+        format!("sha256={}", engine.encode(&tag[..31])),
+        engine.encode([&tag[..], b"x"].concat()),
+        "0".repeat(128),
+        "0".repeat(10_000),
+        "\u{e9}".repeat(32),
+    ] {
+        let reply = post(
+            &mut sender,
+            &format!("TinyTalk-Signature: {bad}\r\n"),
+            BODY.as_bytes(),
+        );
+        assert_eq!(
+            (reply.status, reply.reason().as_str()),
+            (401, "signature_malformed"),
+            "{bad:?}"
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+    for good in [
+        format!("  {hex}\t "),
+        format!("sha256={}", hex.to_uppercase()),
+        format!("sha256={}", engine.encode(&tag)),
+        format!("sha256={}", url_safe.encode(&tag)),
+    ] {
+        let reply = post(
+            &mut sender,
+            &format!("TinyTalk-Signature: {good}\r\n"),
+            BODY.as_bytes(),
+        );
+        assert_eq!(reply.status, 200, "{good:?}");
+    }
+}
+
+#[test]
+fn only_this_secret_over_these_bytes_will_do() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    let mut sender = daemon.sender();
+    let body = "{\"b\": 1, \"a\": \"caf\u{e9}\"}\n";
+    let compact: Value = serde_json::from_str(body).unwrap();
+    let other_key = sign(&SECRET.to_uppercase(), body.as_bytes());
+    for (what, signature) in [
+        ("an empty secret", sign("", body.as_bytes())),
+        ("another secret", other_key),
+        (
+            "the secret with a newline",
+            sign(&format!("{SECRET}\n"), body.as_bytes()),
+        ),
+        ("an empty body", sign(SECRET, b"")),
+        (
+            "the same JSON, written anew",
+            sign(SECRET, compact.to_string().as_bytes()),
+        ),
+        ("the body trimmed", sign(SECRET, body.trim().as_bytes())),
+        (
+            "the body with CRLF",
+            sign(SECRET, body.replace('\n', "\r\n").as_bytes()),
+        ),
+        (
+            "a hash without a key",
+            hex::encode(<Sha256 as sha2::Digest>::digest(body)),
+        ),
+        ("zeros", "0".repeat(64)),
+    ] {
+        let reply = post(
+            &mut sender,
+            &format!("TinyTalk-Signature: {signature}\r\n"),
+            body.as_bytes(),
+        );
+        assert_eq!(
+            (reply.status, reply.reason().as_str()),
+            (401, "signature_mismatch"),
+            "{what}"
+        );
+    }
+    let own = format!("TinyTalk-Signature: {}\r\n", sign(SECRET, body.as_bytes()));
+    assert_eq!(post(&mut sender, &own, body.as_bytes()).status, 200);
+    assert_eq!(upstream.next_message().body, body.as_bytes());
+    assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn a_secret_in_a_file_loses_one_newline_and_nothing_else() {
+    let upstream = Upstream::new(Act::status(200));
+    let key: Vec<u8> = (0..32).map(|n| n * 7 + 3).collect();
+    let engine = base64::engine::general_purpose::STANDARD;
+    let plain = "a secret with spaces ".to_owned();
+    for (written, encoding, bytes) in [
+        (plain.clone(), "utf8", plain.clone().into_bytes()),
+        (format!("{plain}\n"), "utf8", plain.clone().into_bytes()),
+        (
+            format!("{plain}\n\n"),
+            "utf8",
+            format!("{plain}\n").into_bytes(),
+        ),
+        (hex::encode(&key), "hex", key.clone()),
+        (format!("{}\n", engine.encode(&key)), "base64", key.clone()),
+    ] {
+        let setup = Daemon::relay(&upstream.url(), "");
+        let file = setup.dir().join("secret");
+        std::fs::write(&file, &written).unwrap();
+        let secrets = format!(
+            "secrets = [{{ file = \"{}\", encoding = \"{encoding}\" }}]",
+            file.display()
+        );
+        let daemon = Daemon::relay(&upstream.url(), &secrets).start();
+        let mut mac = Hmac::<Sha256>::new_from_slice(&bytes).unwrap();
+        mac.update(BODY.as_bytes());
+        let tag = hex::encode(mac.finalize().into_bytes());
+        let reply = post(
+            &mut daemon.sender(),
+            &format!("TinyTalk-Signature: {tag}\r\n"),
+            BODY.as_bytes(),
+        );
+        assert_eq!(reply.status, 200, "{written:?} as {encoding}");
+    }
+}
+
+#[test]
+fn a_secret_that_cannot_be_one_is_refused_without_being_shown() {
+    let upstream = Upstream::new(Act::status(200));
+    for (written, encoding) in [
+        ("", "utf8"),
+        ("\n", "utf8"),
+        ("canary-not-hex", "hex"),
+        ("abc", "hex"),
+        ("canary!not!base64", "base64"),
+    ] {
+        let setup = Daemon::relay(&upstream.url(), "");
+        let file = setup.dir().join("secret");
+        std::fs::write(&file, written).unwrap();
+        let secrets = format!(
+            "secrets = [{{ file = \"{}\", encoding = \"{encoding}\" }}]",
+            file.display()
+        );
+        let (code, said) = Daemon::relay(&upstream.url(), &secrets).refuse();
+        assert_eq!(code, 2, "{written:?} as {encoding}: {said}");
+        assert!(said.contains("endpoints.crm.secrets[0]"), "{said}");
+        assert!(!said.contains("canary"), "{said}");
+    }
+    let daemon = Daemon::relay(&upstream.url(), "")
+        .env("SECRET", "short-canary")
+        .start();
+    let warned = daemon.lines().iter().any(|line| line["level"] == "WARN");
+    assert!(warned, "under 16 bytes is a warning");
+    assert!(!daemon.log().contains("canary"));
+}
+
+#[test]
+fn a_secret_ends_while_the_daemon_runs() {
+    let upstream = Upstream::new(Act::status(200));
+    let end = SystemTime::now() + std::time::Duration::from_secs(4);
+    let secrets = format!(
+        "secrets = [{{ name = \"main\", env = \"SECRET\", not_after = \"{}\" }}, {{ name = \"next\", env = \"NEXT\" }}]",
+        humantime::format_rfc3339_seconds(end)
+    );
+    let daemon = Daemon::relay(&upstream.url(), &secrets)
+        .env("NEXT", "the-secret-of-next-half-year")
+        .start();
+    let send = || {
+        let tag = sign(SECRET, BODY.as_bytes());
+        let headers = format!("TinyTalk-Signature: {tag}\r\n");
+        post(&mut daemon.sender(), &headers, BODY.as_bytes())
+    };
+    let early = send();
+    assert!(
+        early.status == 200 || SystemTime::now() >= end - std::time::Duration::from_secs(1),
+        "{early:?}"
+    );
+    support::eventually("the secret is over", || send().status == 401);
+    assert_eq!(send().reason(), "signature_mismatch");
+    assert!(SystemTime::now() + std::time::Duration::from_secs(1) >= end);
+    let next = sign("the-secret-of-next-half-year", BODY.as_bytes());
+    let headers = format!("TinyTalk-Signature: {next}\r\n");
+    assert_eq!(
+        post(&mut daemon.sender(), &headers, BODY.as_bytes()).status,
+        200
+    );
+}
+
+/// The published example is years old: the preset's scheme, spelled out without a tolerance.
+#[test]
+fn standard_webhooks_published_example_passes() {
+    let upstream = Upstream::new(Act::status(200));
+    let all = vectors("webhook_vectors.json");
+    let (all, example) = (
+        &all["standard_webhooks"],
+        &all["standard_webhooks"]["positive"],
+    );
+    let text = |name: &str| example[name].as_str().unwrap();
+    let more = "secrets = [{ env = \"SECRET\", encoding = \"base64\" }]\n\
+        [endpoints.crm.scheme]\nheader = \"webhook-signature\"\nformat = \"v1,{signature}\"\nencoding = \"base64\"\n\
+        content = \"{id}.{timestamp}.{body}\"\ntimestamp_header = \"webhook-timestamp\"\n\
+        key_header = \"webhook-id\"\n";
+    let daemon = Daemon::relay(&upstream.url(), more)
+        .env("SECRET", text("secret").strip_prefix("whsec_").unwrap())
+        .start();
+    let send = |signature: &str| {
+        let headers = format!(
+            "webhook-id: {}\r\nwebhook-timestamp: {}\r\nwebhook-signature: {signature}\r\n",
+            text("msg_id"),
+            example["timestamp"]
+        );
+        post(&mut daemon.sender(), &headers, text("payload").as_bytes())
+    };
+    for negative in all["negative"].as_array().unwrap() {
+        let header = negative["header"].as_str().unwrap();
+        assert_eq!(send(header).status, 401, "{negative}");
+    }
+    assert_eq!(upstream.count(), 0);
+    assert_eq!(send(text("signature")).outcome(), "forwarded");
+    let several: Vec<_> = all["multi_sig_positive"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s.as_str().unwrap())
+        .collect();
+    assert_eq!(send(&several.join(" ")).outcome(), "duplicate");
+    let empty = [several[0], several[1]].join(" ");
+    assert_eq!(send(&empty).status, 401, "none of them is ours");
+}
+
+#[test]
+fn a_timestamp_is_signed_and_fresh_or_refused() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "scheme = \"stripe\"").start();
+    let tag = |time: &str| sign(SECRET, format!("{time}.{BODY}").as_bytes());
+    let send = |header: &str| {
+        let headers = format!("Stripe-Signature: {header}\r\n");
+        post(&mut daemon.sender(), &headers, BODY.as_bytes())
+    };
+    let fresh = now().to_string();
+    for (old, reason) in [
+        ((now() - 310).to_string(), "signature_expired"),
+        ((now() + 310).to_string(), "signature_expired"),
+        ("0".to_owned(), "signature_expired"),
+        ("-1".to_owned(), "signature_malformed"),
+        ("1e9".to_owned(), "signature_malformed"),
+        (String::new(), "signature_malformed"),
+        ("99999999999999999999999".to_owned(), "signature_malformed"),
+    ] {
+        let reply = send(&format!("t={old},v1={}", tag(&old)));
+        assert_eq!(
+            (reply.status, reply.reason().as_str()),
+            (401, reason),
+            "t={old}"
+        );
+    }
+    let good = tag(&fresh);
+    // An old signature under a fresh timestamp: it is part of what is signed.
+    let old = tag(&(now() - 310).to_string());
+    assert_eq!(
+        send(&format!("t={fresh},v1={old}")).reason(),
+        "signature_mismatch"
+    );
+    for bad in [
+        format!("v1={good}"),
+        format!("t={fresh}"),
+        format!("t={fresh},v0={good}"),
+        format!("t={fresh},t={fresh},v1={good}"),
+        format!("t={fresh},v1="),
+    ] {
+        assert_eq!(send(&bad).reason(), "signature_malformed", "{bad}");
+    }
+    assert_eq!(upstream.count(), 0);
+    assert_eq!(
+        send(&format!("v1={good},t={fresh}")).status,
+        200,
+        "in any order"
+    );
+}
+
+#[test]
+fn a_scheme_can_use_sha_1_and_sign_an_id() {
+    let upstream = Upstream::new(Act::status(200));
+    let scheme = "[endpoints.crm.scheme]\nheader = \"X-Acme-Signature\"\nalgorithm = \"hmac-sha1\"\n\
+        encoding = \"hex\"\ncontent = \"{id}|{body}\"\nkey_header = \"X-Acme-Id\"\n";
+    let daemon = Daemon::relay(&upstream.url(), scheme).start();
+    let send = |signed_id: &str, id: &str| {
+        let mut mac = Hmac::<sha1::Sha1>::new_from_slice(SECRET.as_bytes()).unwrap();
+        mac.update(format!("{signed_id}|{BODY}").as_bytes());
+        let tag = hex::encode(mac.finalize().into_bytes());
+        let headers = format!("X-Acme-Signature: {tag}\r\nX-Acme-Id: {id}\r\n");
+        post(&mut daemon.sender(), &headers, BODY.as_bytes())
+    };
+    assert_eq!(send("7", "7").outcome(), "forwarded");
+    assert_eq!(send("7", "7").outcome(), "duplicate");
+    assert_eq!(send("7", "8").reason(), "signature_mismatch");
+    assert_eq!(upstream.count(), 1);
+}

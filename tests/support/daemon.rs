@@ -1,13 +1,15 @@
 use std::{
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -53,11 +55,34 @@ pub(crate) struct Daemon {
 /// A hookward about to run.
 pub(crate) struct Setup {
     config: String,
+    /// Instead of a file.
+    flags: Option<Vec<String>>,
+    /// A socket handed over as systemd does.
+    passed: Option<TcpListener>,
     env: Vec<(String, String)>,
     dir: Dir,
 }
 
+/// Becomes the daemon (`$0`), with stdin as the one socket that systemd would pass.
+const PASS: &str = r#"export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&0 </dev/null"#;
+
 impl Setup {
+    fn new(config: String) -> Self {
+        Self {
+            config,
+            flags: None,
+            passed: None,
+            env: Vec::new(),
+            dir: Dir::new(),
+        }
+    }
+
+    /// Hands a listening socket over, in place of what the configuration says.
+    pub(crate) fn pass(mut self, listener: TcpListener) -> Self {
+        self.passed = Some(listener);
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
@@ -73,14 +98,25 @@ impl Setup {
 
     fn command(&self) -> Command {
         let path = self.dir.write("hookward.toml", &self.config);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hookward"));
+        let binary = env!("CARGO_BIN_EXE_hookward");
+        let (mut command, stdin) = match &self.passed {
+            None => (Command::new(binary), Stdio::null()),
+            Some(listener) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", PASS, binary]);
+                (shell, OwnedFd::from(listener.try_clone().unwrap()).into())
+            }
+        };
         command
             .env_clear()
             .env("SECRET", SECRET)
             .envs(self.env.iter().cloned());
-        command.args(["serve", "--config"]).arg(path);
+        match &self.flags {
+            Some(flags) => command.arg("serve").args(flags),
+            None => command.args(["serve", "--config"]).arg(path),
+        };
         command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         command
@@ -124,9 +160,17 @@ impl Setup {
 
     /// Starts it where it must not start: its exit code and what it said.
     pub(crate) fn refuse(self) -> (i32, String) {
-        let output = self.command().output().unwrap();
-        let code = output.status.code().unwrap_or(-1);
-        (code, String::from_utf8_lossy(&output.stderr).into_owned())
+        let mut child = self.command().spawn().unwrap();
+        let pipe = child.stderr.take().unwrap();
+        let said = thread::spawn(move || std::io::read_to_string(pipe).unwrap());
+        let status = ended(&mut child);
+        if status.is_none() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let said = said.join().unwrap();
+        let code = status.and_then(|s| s.code());
+        (code.unwrap_or_else(|| panic!("it started: {said}")), said)
     }
 }
 
@@ -154,20 +198,19 @@ impl Daemon {
             "{top}\n[server]\nlisten = [\"127.0.0.1:0\"]\nthreads = 2\n\
              [admin]\nlisten = [\"127.0.0.1:0\"]\n{rest}\n"
         );
-        Setup {
-            config,
-            env: Vec::new(),
-            dir: Dir::new(),
-        }
+        Setup::new(config)
     }
 
     /// A configuration in full.
     pub(crate) fn config(config: &str) -> Setup {
-        Setup {
-            config: config.to_owned(),
-            env: Vec::new(),
-            dir: Dir::new(),
-        }
+        Setup::new(config.to_owned())
+    }
+
+    /// No file: flags alone, and an admin listener at a port of its own.
+    pub(crate) fn flags(flags: &[&str]) -> Setup {
+        let mut setup = Setup::new(String::new());
+        setup.flags = Some(flags.iter().map(|&flag| flag.to_owned()).collect());
+        setup.env("HOOKWARD_ADMIN__LISTEN", r#"["127.0.0.1:0"]"#)
     }
 
     pub(crate) fn sender(&self) -> Sender {
@@ -184,11 +227,24 @@ impl Daemon {
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        ended(&mut self.child).unwrap_or_else(|| panic!("it does not end"))
+    }
+
+    /// The lines of the log so far, every one of which has to be JSON.
+    pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
+        let parse =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        let log = self.log();
+        log.lines()
+            .filter(|l| *l != "[end of log]")
+            .map(parse)
+            .collect()
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.0.lock().unwrap().clone()
+        // Also when a wait for some line has just panicked: then it is wanted most.
+        let log = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.clone()
     }
 
     /// Waits until the log holds a text.
@@ -226,6 +282,17 @@ impl Daemon {
                 series_name == name && wanted.iter().all(|label| series_labels.contains(label))
             })
             .map_or(0.0, |(_, value)| value.parse().unwrap())
+    }
+}
+
+/// How a process ended; `None` when it goes on.
+fn ended(child: &mut Child) -> Option<ExitStatus> {
+    let end = Instant::now() + HANG;
+    loop {
+        match child.try_wait().unwrap() {
+            None if Instant::now() < end => thread::park_timeout(Duration::from_millis(5)),
+            status => return status,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use socket2::SockRef;
 
 use super::{HANG, SECRET};
 
@@ -121,6 +122,39 @@ impl Sender {
 
     pub(crate) fn hang_up(&mut self) {
         self.stream.shutdown(Shutdown::Both).unwrap();
+    }
+
+    /// Goes away as a crashed process does: with a reset.
+    pub(crate) fn reset(self) {
+        SockRef::from(&self.stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
+    }
+
+    /// The same connection, to write on while another thread reads.
+    pub(crate) fn writer(&self) -> TcpStream {
+        self.stream.try_clone().unwrap()
+    }
+
+    /// Whatever comes until the other side closes or resets.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut chunk = [0; 64 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(n) => self.buffer.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                Err(error) => panic!("still open: {error}"),
+            }
+        }
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Reads on until these bytes have come.
+    pub(crate) fn read_until(&mut self, wanted: &[u8]) {
+        while !self.buffer.windows(wanted.len()).any(|w| w == wanted) {
+            assert!(self.fill() > 0, "closed before {wanted:?}");
+        }
     }
 
     pub(crate) fn send(&mut self, request: &[u8]) -> Reply {

@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use socket2::SockRef;
+
 use super::HANG;
 
 /// What an application does with one message.
@@ -26,6 +28,10 @@ pub(crate) enum Act {
     Close,
     /// Reads and never answers.
     Hang,
+    /// Resets the connection without a word.
+    Reset,
+    /// Answers with the first part, and with the second when the test says so.
+    Parts(Vec<u8>, Vec<u8>),
     /// Answers with this when the test says so.
     Wait(Vec<u8>),
 }
@@ -47,6 +53,8 @@ impl Act {
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) head: String,
+    /// The head as it came, for values that are not text.
+    pub(crate) head_bytes: Vec<u8>,
     pub(crate) body: Vec<u8>,
     /// Which connection it came on, counted from 1.
     pub(crate) connection: usize,
@@ -84,9 +92,21 @@ struct Shared {
     released: Mutex<Receiver<()>>,
 }
 
-trait Wire: std::io::Read + std::io::Write + Send {}
-impl Wire for TcpStream {}
-impl Wire for UnixStream {}
+trait Wire: std::io::Read + std::io::Write + Send {
+    /// Makes the coming close a reset.
+    fn reset(&self);
+}
+
+impl Wire for TcpStream {
+    fn reset(&self) {
+        let now = Some(std::time::Duration::ZERO);
+        SockRef::from(self).set_linger(now).unwrap();
+    }
+}
+
+impl Wire for UnixStream {
+    fn reset(&self) {}
+}
 
 impl Upstream {
     /// An application at a port of its own that answers everything with this.
@@ -203,7 +223,8 @@ impl Shared {
         let mut buffer = Vec::new();
         while let Some(head) = read_head(&mut *wire, &mut buffer) {
             let mut message = Message {
-                head,
+                head: String::from_utf8_lossy(&head).into_owned(),
+                head_bytes: head,
                 body: Vec::new(),
                 connection: number,
             };
@@ -231,6 +252,15 @@ impl Shared {
                     return;
                 }
                 Act::AnswerEarly(_) | Act::Close => return,
+                Act::Reset => {
+                    wire.reset();
+                    return;
+                }
+                Act::Parts(first, second) => {
+                    let _ = wire.write_all(&first);
+                    let _ = self.released.lock().unwrap().recv();
+                    let _ = wire.write_all(&second);
+                }
                 Act::Hang => {
                     thread::sleep(HANG);
                     return;
@@ -249,11 +279,10 @@ impl Shared {
     }
 }
 
-fn read_head(wire: &mut dyn Wire, buffer: &mut Vec<u8>) -> Option<String> {
+fn read_head(wire: &mut dyn Wire, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-            let head: Vec<u8> = buffer.drain(..end + 4).collect();
-            return Some(String::from_utf8_lossy(&head).into_owned());
+            return Some(buffer.drain(..end + 4).collect());
         }
         let mut chunk = [0; 64 * 1024];
         match wire.read(&mut chunk) {
