@@ -79,15 +79,16 @@ pub struct App {
     ended: mpsc::Receiver<io::Result<()>>,
     admin_ended: mpsc::Receiver<io::Result<()>>,
     bound: Vec<Bound>,
+    listening: Vec<(&'static str, String)>,
 }
 
 impl App {
-    /// Binds every listener and starts every thread; ready when it returns.
+    /// Binds every listener and starts every thread. It serves when this returns, and is ready when
+    /// [`App::run`] has taken over the signals.
     ///
     /// # Errors
     /// See [`AppError`].
     pub fn start(config: Config, sources: Sources) -> Result<Self, AppError> {
-        let now = SystemTime::now();
         let metrics = Arc::new(Metrics::new(REVISION));
         let keys = HashKeys::new([rand::random(), rand::random()]);
         let shared = Arc::new(Shared {
@@ -148,17 +149,6 @@ impl App {
             (started_one, admin_ended_one),
         )?;
         while started.blocking_recv().is_some() {}
-        for (listener, address) in listening {
-            tracing::info!(listener, address, "listening");
-        }
-        shared.metrics.config_took_effect(now);
-        is_ready.store(true, Ordering::Release);
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            threads = threads.get(),
-            endpoints = live.endpoints.len(),
-            "ready"
-        );
         let mut bound = public;
         bound.extend(operator);
         // The threads have their own: a listener closes when they close it.
@@ -175,7 +165,23 @@ impl App {
             ended,
             admin_ended,
             bound,
+            listening,
         })
+    }
+
+    /// Says that it is there. Whoever hears it may send a signal at once.
+    fn announce(&self) {
+        for (listener, address) in &self.listening {
+            tracing::info!(listener, address, "listening");
+        }
+        self.shared.metrics.config_took_effect(SystemTime::now());
+        self.is_ready.store(true, Ordering::Release);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            threads = self.threads.get(),
+            endpoints = self.live.endpoints.len(),
+            "ready"
+        );
     }
 
     /// The addresses senders connect to.
@@ -200,6 +206,7 @@ impl App {
         let runtime = runtime().map_err(failed)?;
         runtime.block_on(async move {
             let mut signals = Signals::new().map_err(failed)?;
+            self.announce();
             let mut watcher = Watcher::new(&self.config.watched);
             loop {
                 tokio::select! {
@@ -260,9 +267,11 @@ impl App {
 
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
+        // Looked at before they are read: what changes meanwhile is read again.
+        let seen = watcher.look();
         match self.try_reload() {
             Ok(()) => {
-                watcher.watch(&self.config.watched);
+                watcher.watch(&self.config.watched, &seen);
                 self.shared.metrics.config_reloads.inc();
                 self.shared.metrics.config_took_effect(SystemTime::now());
                 tracing::info!(

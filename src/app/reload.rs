@@ -9,7 +9,7 @@ use std::{
 const POLL: Duration = Duration::from_millis(500);
 
 /// What tells one state of a file from another; `None`: it is not there.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+pub(super) type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// The watched files as they were when the configuration was read.
 pub(super) struct Watcher {
@@ -26,9 +26,19 @@ impl Watcher {
         }
     }
 
-    /// Watches these from now on.
-    pub(super) fn watch(&mut self, files: &[PathBuf]) {
+    /// The watched files as they are now.
+    pub(super) fn look(&self) -> BTreeMap<PathBuf, Stamp> {
+        stamps(self.seen.keys())
+    }
+
+    /// Watches these from now on, as they were `seen` or, if they are new, as they are.
+    pub(super) fn watch(&mut self, files: &[PathBuf], seen: &BTreeMap<PathBuf, Stamp>) {
         *self = Self::new(files);
+        for (path, stamp) in &mut self.seen {
+            if let Some(before) = seen.get(path) {
+                *stamp = *before;
+            }
+        }
     }
 
     /// Resolves when a file has changed and then stood still from one look to the next: a file
