@@ -5,23 +5,34 @@
 //! oldest gives way. It leaves deadlines to the connection, and hashing to whoever looks at the
 //! bytes.
 
+mod store;
+
 use std::{
     future::poll_fn,
+    mem,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use lru::LruCache;
 
+use self::store::Store;
+
 /// First reservation for a body of unknown or large size, in bytes.
 const FIRST_RESERVATION: usize = 64 * 1024;
 /// First reservation for a body of unknown size.
 const SMALL_RESERVATION: usize = 2 * 1024;
+
+/// Gives back to the system what this thread keeps for its next large body; to be called now and
+/// then.
+pub fn tidy() {
+    store::tidy();
+}
 
 /// Why a body was not read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +54,11 @@ pub struct Budget {
     unfinished: Mutex<LruCache<u64, Waiting>>,
 }
 
-/// An unfinished body that waits for bytes.
+/// An unfinished body that waits for bytes: what it has so far lies here, so that whoever needs the
+/// room can free it at once.
 #[derive(Debug)]
 struct Waiting {
+    bytes: Store,
     charged: usize,
     waker: Waker,
 }
@@ -84,7 +97,7 @@ impl Budget {
     }
 
     /// Charges `bytes`, ending unfinished bodies, oldest last byte first, until they fit.
-    fn charge(&self, bytes: usize, own_place: Option<u64>) -> Result<(), BodyError> {
+    fn charge(&self, bytes: usize) -> Result<(), BodyError> {
         let max = self.max.load(Ordering::Relaxed);
         let take = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= max);
         while self
@@ -92,64 +105,42 @@ impl Budget {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .is_err()
         {
-            let mut unfinished = self.unfinished();
-            let oldest = match unfinished.peek_lru() {
-                Some((place, _)) if own_place != Some(*place) => unfinished.pop_lru(),
-                Some(_) | None => None,
-            };
-            // The memory itself follows when the ended body's task runs, in a moment.
+            let oldest = self.unfinished().pop_lru();
             let (_, ended) = oldest.ok_or(BodyError::Overloaded)?;
+            drop(ended.bytes);
             self.used.fetch_sub(ended.charged, Ordering::AcqRel);
-            drop(unfinished);
             ended.waker.wake();
         }
         Ok(())
     }
 }
 
-/// What one body has taken from the budget; given back when dropped.
+/// A body being read: its bytes so far, what they are charged with, and, while it waits, where it
+/// stands among the unfinished.
 #[derive(Debug)]
-struct Charge {
+struct Unfinished {
     budget: Arc<Budget>,
-    bytes: usize,
-    /// Where it stands among the unfinished, once it had to wait.
+    bytes: Store,
+    charged: usize,
     place: Option<u64>,
 }
 
-impl Charge {
-    fn grow(&mut self, by: usize) -> Result<(), BodyError> {
-        self.budget.charge(by, self.place)?;
-        self.bytes += by;
-        let Some(place) = self.place else {
-            return Ok(());
-        };
-        match self.budget.unfinished().get_mut(&place) {
-            Some(waiting) => {
-                waiting.charged += by;
-                Ok(())
-            }
-            None => {
-                self.budget.used.fetch_sub(by, Ordering::AcqRel);
-                Err(BodyError::Overloaded)
-            }
-        }
-    }
-
-    /// Notes that bytes came.
-    ///
-    /// # Errors
-    /// [`BodyError::Overloaded`] when this body had to give way.
-    fn touch(&mut self) -> Result<(), BodyError> {
-        let Some(place) = self.place else {
-            return Ok(());
-        };
-        match self.budget.unfinished().get(&place) {
-            Some(_) => Ok(()),
-            None => Err(BodyError::Overloaded),
+impl Unfinished {
+    /// Makes room for `capacity` bytes altogether, of `expected` in the end.
+    fn grow(&mut self, capacity: usize, expected: usize) -> Result<(), BodyError> {
+        let price = self.bytes.price(capacity, expected);
+        self.budget.charge(price.saturating_sub(self.charged))?;
+        self.charged = self.charged.max(price);
+        match self.bytes.reserve(capacity, expected) {
+            true => Ok(()),
+            false => Err(BodyError::Overloaded),
         }
     }
 
     /// Stands among the unfinished until more bytes come.
+    ///
+    /// # Errors
+    /// [`BodyError::Overloaded`] when this body had to give way meanwhile.
     fn wait(&mut self, waker: &Waker) -> Result<(), BodyError> {
         let mut unfinished = self.budget.unfinished();
         if let Some(place) = self.place {
@@ -157,59 +148,60 @@ impl Charge {
             waiting.waker.clone_from(waker);
         } else {
             let place = self.budget.next_place.fetch_add(1, Ordering::Relaxed);
-            unfinished.put(
-                place,
-                Waiting {
-                    charged: self.bytes,
-                    waker: waker.clone(),
-                },
-            );
+            let bytes = mem::replace(&mut self.bytes, Store::new());
+            let waiting = Waiting {
+                bytes,
+                charged: self.charged,
+                waker: waker.clone(),
+            };
+            unfinished.put(place, waiting);
             self.place = Some(place);
         }
         Ok(())
     }
 
-    /// Leaves the unfinished: from here on nothing can end this body.
-    fn finish(&mut self) -> Result<(), BodyError> {
+    /// Comes back from waiting: from here on nothing can end this body.
+    ///
+    /// # Errors
+    /// [`BodyError::Overloaded`] when this body had to give way.
+    fn resume(&mut self) -> Result<(), BodyError> {
         let Some(place) = self.place else {
             return Ok(());
         };
-        self.budget
+        let waiting = self
+            .budget
             .unfinished()
             .pop(&place)
             .ok_or(BodyError::Overloaded)?;
+        self.bytes = waiting.bytes;
         self.place = None;
         Ok(())
     }
 }
 
-impl Drop for Charge {
+impl Drop for Unfinished {
     fn drop(&mut self) {
-        let own = match self.place {
+        let charged = match self.place {
             // Whoever ended it has taken its charge already.
             Some(place) => self
                 .budget
                 .unfinished()
                 .pop(&place)
                 .map_or(0, |w| w.charged),
-            None => self.bytes,
+            None => self.charged,
         };
-        self.budget.used.fetch_sub(own, Ordering::AcqRel);
+        self.budget.used.fetch_sub(charged, Ordering::AcqRel);
     }
 }
 
-/// A whole body, its bytes exactly as they came.
+/// A whole body, its bytes exactly as they came, charged as long as they exist.
 #[derive(Debug)]
-pub struct Body {
-    bytes: Vec<u8>,
-    /// Held for its `Drop`: the bytes are charged as long as they exist.
-    _charge: Charge,
-}
+pub struct Body(Unfinished);
 
 impl Body {
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        self.0.bytes.as_slice()
     }
 }
 
@@ -236,66 +228,55 @@ where
         .unwrap_or(SMALL_RESERVATION)
         .min(limit)
         .min(FIRST_RESERVATION);
-    let mut charge = Charge {
+    let mut body = Unfinished {
         budget: budget.clone(),
-        bytes: 0,
+        bytes: Store::new(),
+        charged: 0,
         place: None,
     };
-    charge.grow(first)?;
-    let mut bytes = Vec::with_capacity(first);
-    while let Some(data) = poll_fn(|cx| poll_data(&mut incoming, &mut charge, cx)).await {
+    let expected = announced.unwrap_or_default().min(limit);
+    body.grow(first, expected)?;
+    while let Some(data) = poll_fn(|cx| poll_data(&mut incoming, &mut body, cx)).await {
         let data = data?;
-        charge.touch()?;
-        let needed = bytes.len() + data.len();
+        let needed = body.bytes.len() + data.len();
         if needed > limit {
             return Err(BodyError::TooLarge);
         }
-        if needed > bytes.capacity() {
+        if needed > body.charged {
             // Fourfold towards a length that was announced, else twofold.
             let ahead = match announced {
-                Some(length) => length.min(bytes.capacity() * 4),
-                None => bytes.capacity() * 2,
+                Some(length) => length.min(body.charged * 4),
+                None => body.charged * 2,
             };
-            let capacity = ahead.max(needed).min(limit);
-            charge.grow(capacity - bytes.capacity())?;
-            bytes.reserve_exact(capacity - bytes.len());
+            body.grow(ahead.max(needed).min(limit), expected)?;
         }
         see(&data);
-        bytes.extend_from_slice(&data);
+        body.bytes.extend(&data);
     }
-    charge.finish()?;
-    Ok(Body {
-        bytes,
-        _charge: charge,
-    })
+    Ok(Body(body))
 }
 
 fn poll_data<B>(
     incoming: &mut B,
-    charge: &mut Charge,
+    body: &mut Unfinished,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, BodyError>>>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     loop {
-        let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
-            Poll::Pending => {
-                return charge
-                    .wait(cx.waker())
-                    .map_or_else(|error| Poll::Ready(Some(Err(error))), |()| Poll::Pending);
-            }
-            ready => ready!(ready),
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
+            let waits = body.wait(cx.waker());
+            return waits.map_or_else(|error| Poll::Ready(Some(Err(error))), |()| Poll::Pending);
         };
-        match frame {
-            None => return Poll::Ready(None),
+        let frame = match frame {
+            None => return Poll::Ready(body.resume().err().map(Err)),
             Some(Err(_)) => return Poll::Ready(Some(Err(BodyError::Broken))),
-            // Trailers are not signed: they go no further.
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Poll::Ready(Some(Ok(data))),
-                Err(_trailers) => {}
-            },
+            Some(Ok(frame)) => frame,
+        };
+        // Trailers are not signed: they go no further.
+        if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
+            return Poll::Ready(Some(body.resume().map(|()| data)));
         }
     }
 }

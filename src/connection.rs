@@ -42,6 +42,8 @@ const SMALL_READ: u64 = 8 * 1024 - 1;
 pub struct Watch {
     /// The other end, if it is an IP socket.
     pub peer: Option<IpAddr>,
+    /// The same, written out once for all requests.
+    pub peer_text: Option<String>,
     /// `http` or `https`.
     pub proto: &'static str,
     header_timeout: Duration,
@@ -77,6 +79,7 @@ impl Watch {
         let now = Instant::now();
         Rc::new(Self {
             peer,
+            peer_text: peer.map(|peer| peer.to_canonical().to_string()),
             proto,
             header_timeout: limits.header_timeout,
             body_timeout: limits.body_timeout,
@@ -194,8 +197,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             return;
         }
         self.socket.set_limit(LINGER.1);
-        let mut sink = [0; 8 * 1024];
-        let drain = async { while matches!(self.socket.read(&mut sink).await, Ok(1..)) {} };
+        // The buffer is on the stack only while it is used: it is no part of every connection.
+        let drain = poll_fn(|cx| {
+            let mut sink = [0; 8 * 1024];
+            loop {
+                let mut buffer = ReadBuf::new(&mut sink);
+                match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
         let _ = tokio::time::timeout(LINGER.0, drain).await;
     }
 

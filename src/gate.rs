@@ -39,6 +39,9 @@ use crate::{
 
 /// Most bytes in an idempotency key.
 const KEY_LIMIT: usize = 255;
+/// A reservation large enough to make the allocator look at what it could give back, in bytes; its
+/// memory is never touched.
+const PURGE: usize = 4 << 20;
 /// A body this long and still unread when its request is refused: its connection is not kept.
 const UNREAD_LIMIT: u64 = 64 * 1024;
 
@@ -106,6 +109,10 @@ impl Gate {
             .iter()
             .for_each(|pool| pool.sweep());
         self.shared.table.sweep(now);
+        body::tidy();
+        // The allocator gives memory back when something large is freed, and not by itself: after a
+        // burst of bodies an idle thread would hold on to it.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(PURGE)));
     }
 
     /// Answers one request.
@@ -498,7 +505,7 @@ impl Relay<'_> {
             event_type: event_type.filter(|t| headers::is_plain_event_type(t)),
             verified,
             received_at: visit.now,
-            peer: self.watch.peer,
+            peer: self.watch.peer_text.as_deref(),
             peer_is_trusted: is_trusted(self.watch.peer, &self.live.trusted_proxies),
             proto: self.watch.proto,
             body_len: body.as_bytes().len(),

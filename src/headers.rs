@@ -4,7 +4,7 @@
 //! never name away what we verify by), the `Hookward-*` and forwarding headers, and the head of
 //! the request an upstream gets. Pure: heads go in, bytes and decisions come out.
 
-use std::{io::Write as _, net::IpAddr, time::SystemTime};
+use std::{io::Write as _, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -140,8 +140,8 @@ pub struct Forward<'a> {
     pub verified: bool,
     /// When the request came.
     pub received_at: SystemTime,
-    /// Who sent it, as far as the socket tells.
-    pub peer: Option<IpAddr>,
+    /// The address of who sent it, as far as the socket tells.
+    pub peer: Option<&'a str>,
     /// Whether that peer's `X-Forwarded-*` and `Forwarded` are kept.
     pub peer_is_trusted: bool,
     /// `http` or `https`: how it came.
@@ -253,29 +253,27 @@ pub fn request_head(
 /// `X-Forwarded-For/-Proto/-Host` and `Via`. What a trusted peer said stays: its list of
 /// addresses grows by its own, its word on protocol and host stands.
 fn forwarding(out: &mut Vec<u8>, headers: &HeaderMap, forward: &Forward<'_>) {
-    let trusted = |name: &str| {
-        let values = headers.get_all(name).iter();
-        values.filter(|_| forward.peer_is_trusted)
-    };
-    for value in trusted("x-forwarded-for") {
-        field(out, "x-forwarded-for", value.as_bytes());
+    if forward.peer_is_trusted {
+        for value in headers.get_all("x-forwarded-for") {
+            field(out, "x-forwarded-for", value.as_bytes());
+        }
     }
     if let Some(peer) = forward.peer {
-        out.extend_from_slice(b"x-forwarded-for: ");
-        write_to(out, peer.to_canonical());
-        out.extend_from_slice(b"\r\n");
+        field(out, "x-forwarded-for", peer.as_bytes());
     }
-    match trusted("x-forwarded-proto").next() {
-        Some(value) => field(out, "x-forwarded-proto", value.as_bytes()),
-        None => field(out, "x-forwarded-proto", forward.proto.as_bytes()),
-    }
-    match trusted("x-forwarded-host")
-        .next()
-        .or_else(|| headers.get(header::HOST))
-    {
-        Some(value) => field(out, "x-forwarded-host", value.as_bytes()),
-        None => field(out, "x-forwarded-host", forward.authority.as_bytes()),
-    }
+    let (proto, host) = if forward.peer_is_trusted {
+        (
+            headers.get("x-forwarded-proto"),
+            headers.get("x-forwarded-host"),
+        )
+    } else {
+        (None, None)
+    };
+    let proto = proto.map_or(forward.proto.as_bytes(), HeaderValue::as_bytes);
+    field(out, "x-forwarded-proto", proto);
+    let host = host.or_else(|| headers.get(header::HOST));
+    let host = host.map_or(forward.authority.as_bytes(), HeaderValue::as_bytes);
+    field(out, "x-forwarded-host", host);
     field(out, "via", b"1.1 hookward");
 }
 

@@ -22,6 +22,8 @@ pub enum Format {
     Text,
 }
 
+/// Lines that may wait to be written; room for them is taken at the start.
+const WAITING_LINES: usize = 4096;
 /// Refusals logged in one period.
 const PER_PERIOD: u64 = 10;
 const PERIOD: Duration = Duration::from_secs(1);
@@ -85,6 +87,7 @@ pub fn start(level: &str, directives: Option<&str>, format: Format) -> io::Resul
         )
     })?;
     let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING_LINES)
         .lossy(true)
         .thread_name("hookward-log")
         .finish(io::stderr());

@@ -405,12 +405,7 @@ impl Metrics {
                 .collect(),
             rejections: Rejection::KINDS
                 .iter()
-                .map(|kind| {
-                    (
-                        kind.label(),
-                        self.rejections.with_label_values(&[name, kind.label()]),
-                    )
-                })
+                .map(|kind| self.rejections.with_label_values(&[name, kind.label()]))
                 .collect(),
             duration: Outcome::ALL
                 .map(|outcome| self.duration.with_label_values(&[name, outcome.label()])),
@@ -499,7 +494,7 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
-    rejections: Vec<(&'static str, IntCounter)>,
+    rejections: Vec<IntCounter>,
     duration: [Histogram; 6],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
@@ -560,8 +555,7 @@ impl EndpointMetrics {
 
     /// Counts a refusal or failure by its reason.
     pub fn refused(&self, rejection: Rejection) {
-        let label = rejection.label();
-        if let Some((_, counter)) = self.rejections.iter().find(|(l, _)| *l == label) {
+        if let Some(counter) = self.rejections.get(rejection.number()) {
             counter.inc();
         }
     }

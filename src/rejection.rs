@@ -322,20 +322,49 @@ impl Rejection {
         }
     }
 
+    /// Its place in [`Rejection::KINDS`].
+    pub fn number(self) -> usize {
+        match self {
+            Self::BodyTooLarge => 0,
+            Self::HeadersTooLarge => 1,
+            Self::IdempotencyKey(_) => 2,
+            Self::Inactive => 3,
+            Self::InFlight | Self::FirstFailed(_) => 4,
+            Self::KeyReuse => 5,
+            Self::Malformed(_) => 6,
+            Self::Method => 7,
+            Self::Overloaded => 8,
+            Self::Replay => 9,
+            Self::SignatureExpired => 10,
+            Self::SignatureMalformed => 11,
+            Self::SignatureMismatch => 12,
+            Self::SignatureMissing => 13,
+            Self::TargetTooLong => 14,
+            Self::Timeout => 15,
+            Self::UnknownPath => 16,
+            Self::UpstreamTimeout => 17,
+            Self::UpstreamUnreachable => 18,
+        }
+    }
+
     /// The problem document (RFC 9457 §3) as JSON; `instance`, a relative reference, is the event id
     /// (no character of it needs escaping).
     pub fn problem(self, status: StatusCode, instance: &str) -> String {
-        format!(
-            concat!(
-                r#"{{"type":"urn:hookward:{}","title":"{}","status":{},"#,
-                r#""detail":"{}","instance":"{}"}}"#
-            ),
+        let parts = [
+            "{\"type\":\"urn:hookward:",
             self.label(),
+            "\",\"title\":\"",
             self.title(),
-            status.as_u16(),
+            "\",\"status\":",
+            status.as_str(),
+            ",\"detail\":\"",
             self.detail(),
-            instance
-        )
+            "\",\"instance\":\"",
+            instance,
+            "\"}",
+        ];
+        // Joined, not formatted: floods of forged requests are answered with it.
+        parts.concat()
     }
 }
 
@@ -380,6 +409,7 @@ mod tests {
             );
             assert_eq!(problem["status"], status.as_u16());
             assert_eq!(problem["instance"], "0190-id");
+            assert_eq!(Rejection::KINDS[rejection.number()], rejection);
         }
     }
 

@@ -52,7 +52,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// The smallest bound the HTTP library accepts for its read buffer, in bytes.
 const SMALLEST_BUFFER: usize = 8 * 1024;
 /// The bound on that buffer where the header limit is smaller: a body is read in pieces up to it.
-const READ_BUFFER: usize = 256 * 1024;
+const READ_BUFFER: usize = 64 * 1024;
 /// The HTTP library's own bound on header fields, kept on the stack.
 const FIELDS_ON_STACK: usize = 100;
 
@@ -319,7 +319,8 @@ impl<H: Handler> Connections<H> {
         let io = TokioIo::new(Io::new(socket, watch.clone(), self.budget.clone()));
         let service = service_fn(|request| {
             let (here, watch) = (self.clone(), watch.clone());
-            async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) }
+            // Boxed: an idle connection holds no room for a request's state.
+            Box::pin(async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) })
         });
         let mut connection = builder(&limits).serve_connection(io, service);
         let place = Place::new(&self);

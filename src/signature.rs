@@ -361,6 +361,15 @@ impl Scheme {
             Some(name) if self.content.holds(Piece::Id) => only(request.headers, name)?,
             Some(_) | None => "",
         };
+        // An id that holds what stands behind it could be cut in two places: one signature would be
+        // good for two keys.
+        if self
+            .content
+            .text_after(Piece::Id)
+            .is_some_and(|literal| id.contains(literal))
+        {
+            return Err(VerifyError::Malformed);
+        }
         let resolve = |piece: Piece| match piece {
             Piece::Body => "",
             Piece::Id => id,

@@ -257,28 +257,32 @@ impl Pool {
         } else {
             body
         };
+        let (mut connection, mut is_reused) = match self.reuse() {
+            Some(connection) => (connection, true),
+            None => (self.connect().await?, false),
+        };
         let mut attempt = 1;
-        if let Some(mut connection) = self.reuse() {
-            match connection.exchange(head.for_attempt(attempt), body).await {
+        loop {
+            let failure = match connection.exchange(head.for_attempt(attempt), body).await {
                 Ok(head) => return self.receive(connection, head, patience).await,
-                Err(failure) => {
-                    let is_safe = !failure.answered && (keyed || failure.written == 0);
-                    if !is_safe || failure.error != UpstreamError::BrokeOff {
-                        return Err(failure.error);
-                    }
-                    attempt = 2;
-                }
+                Err(failure) => failure,
+            };
+            let is_dead = failure.error == UpstreamError::BrokeOff && !failure.answered;
+            if !is_reused || !is_dead || !(keyed || failure.written == 0) {
+                return Err(failure.error);
             }
-        }
-        let mut connection = self.connect().await?;
-        match connection.exchange(head.for_attempt(attempt), body).await {
-            Ok(head) => self.receive(connection, head, patience).await,
-            Err(failure) => Err(failure.error),
+            connection = self.connect().await?;
+            (attempt, is_reused) = (2, false);
         }
     }
 
+    /// Opens a connection. Boxed: it is rare, and a TLS handshake's state is large.
+    fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Connection, UpstreamError>> + '_>> {
+        Box::pin(self.keep_connecting())
+    }
+
     /// Opens a connection, again and again for as long as `connect_retry` says.
-    async fn connect(&self) -> Result<Connection, UpstreamError> {
+    async fn keep_connecting(&self) -> Result<Connection, UpstreamError> {
         let started = Instant::now();
         let (mut pause, longest) = CONNECT_PAUSES;
         loop {
@@ -415,16 +419,15 @@ impl Connection {
             let body_left = body
                 .get(written.saturating_sub(head.len())..)
                 .unwrap_or_default();
-            let slices = [IoSlice::new(head_left), IoSlice::new(body_left)];
-            let slices = if head_left.is_empty() {
-                slices.get(1..)
-            } else {
-                slices.get(..)
+            let stream = Pin::new(&mut self.stream);
+            let sent = match (head_left, body_left) {
+                ([], []) => break,
+                ([], rest) | (rest, []) => stream.poll_write(cx, rest),
+                (head, body) => {
+                    stream.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)])
+                }
             };
-            if head_left.is_empty() && body_left.is_empty() {
-                break;
-            }
-            match Pin::new(&mut self.stream).poll_write_vectored(cx, slices.unwrap_or_default()) {
+            match sent {
                 Poll::Pending => return Writing::Going,
                 // An answer may have come all the same: reading decides.
                 Poll::Ready(Ok(0) | Err(_)) => return Writing::Failed,

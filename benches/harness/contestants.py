@@ -45,8 +45,9 @@ def new_dir(parent, name):
 
 def start_upstream(parent, body_bytes):
     # The cheapest answer that has read the body: lua would make the load's core the limit at 1 KiB.
-    small = body_bytes <= UPSTREAM_AT_ONCE_BYTES
-    answer = "return 200;" if small else 'content_by_lua_block { ngx.req.read_body(); ngx.header["Content-Length"] = 0 }'
+    answer = "return 200;"
+    if body_bytes > UPSTREAM_AT_ONCE_BYTES:
+        answer = 'content_by_lua_block { ngx.req.read_body(); ngx.header["Content-Length"] = 0 }'
     return start_nginx(parent, "upstream", "upstream.conf", LOAD_CORE, answer=answer)
 
 

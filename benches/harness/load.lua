@@ -1,6 +1,8 @@
 -- One signed body under ever new keys, as fast as the connections take it.
 -- Arguments: body file, signature, key prefix, "fresh" or "twice".
-local BLOCK = 64 -- a repeat comes this many requests after its first; 32 are in flight at a time
+-- How many new keys go out between a key and its repeat. Only 32 requests are in flight at a time, so the first has been
+-- answered by then, even when the application is slow and repeats, which do not need it, overtake.
+local LAG = 64
 local before, after, twice
 local sent = 0
 
@@ -18,9 +20,11 @@ end
 function request()
   local key = sent
   sent = sent + 1
-  if twice then
-    -- 0 … 63, 0 … 63, 64 … 127, 64 … 127, …
-    key = math.floor(key / (2 * BLOCK)) * BLOCK + key % BLOCK
+  if twice and key >= LAG then
+    -- 0, 1, … 63, then 64, 0, 65, 1, 66, 2, …
+    local since = key - LAG
+    local pair = math.floor(since / 2)
+    key = since % 2 == 0 and LAG + pair or pair
   end
   return before .. string.format("%012x", key) .. after
 end

@@ -164,14 +164,17 @@ class Load:
             "--", self.body_path, self.signature, new_prefix(), self.case.load,
         ]
         # fmt: on
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            start_new_session=True,
-            timeout=seconds + 30,
-            preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
-        )
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                start_new_session=True,
+                timeout=seconds + 30,
+                preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
+            )
+        except subprocess.TimeoutExpired:
+            raise Refusal(f"wrk did not end within {seconds + 30} s") from None
         last = done.stdout.strip().rpartition("\n")[2]
         if done.returncode or not last.startswith("{"):
             raise Refusal(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")

@@ -39,12 +39,16 @@ def free_port():
 
 
 def end_on_signals():
-    """SIGTERM unwinds like Ctrl-C, so that every process and file we made is cleaned up."""
+    """Ctrl-C and SIGTERM unwind, so that every process and file we made is cleaned up; once begun, that finishes."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(_number, _frame):
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in numbers:
+        signal.signal(number, interrupt)
 
 
 def allow_many_files():

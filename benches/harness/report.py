@@ -9,18 +9,21 @@ FIGURES = ("cpu_micros", "per_second", "p50_micros", "p99_micros", "rss_bytes")
 
 def summarize(case, rounds, tally):
     """One case as plain data. `rounds`: one dict of clean passes by contestant for each round."""
-    names = sorted({name for passes in rounds for name in passes}, key=list(tally).index)
     contestants = {}
     for name in tally:
         passes = [passes[name] for passes in rounds if name in passes]
-        figures = {figure: median(getattr(one, figure) for one in passes) for figure in FIGURES} if passes else {}
-        contestants[name] = {**figures, "passes": [vars(one) for one in passes], **tally[name]}
+        contestants[name] = {**medians(passes), "passes": [vars(one) for one in passes], **tally[name]}
     summary = {"case": case.name, "contestants": contestants}
-    if "hookward" in names and "haproxy" in names:
-        pairs = [passes for passes in rounds if "hookward" in passes and "haproxy" in passes]
-        if pairs:
-            summary["ratios"] = judge(case, pairs)
+    pairs = [passes for passes in rounds if "hookward" in passes and "haproxy" in passes]
+    if pairs:
+        summary["ratios"] = judge(case, pairs)
     return summary
+
+
+def medians(passes):
+    if not passes:
+        return {}
+    return {figure: median(getattr(one, figure) for one in passes) for figure in FIGURES}
 
 
 def judge(case, pairs):
@@ -48,11 +51,13 @@ def judge(case, pairs):
 
 
 def missed(summary):
-    return [name for name in ("must_met", "per_second_met", "p99_met") if not summary.get("ratios", {}).get(name, True)]
+    ratios = summary.get("ratios", {})
+    return [name for name in ("must_met", "per_second_met", "p99_met") if not ratios.get(name, True)]
 
 
 def print_report(summaries):
-    rows = [("case", "contestant", "CPU µs/request", "requests/s", "p50 ms", "p99 ms", "RSS MiB", "passes", "left out")]
+    rows = [("case", "contestant", "CPU µs/request", "requests/s", "p50 ms", "p99 ms", "RSS MiB")]
+    rows[0] += ("passes", "left out")
     for summary in summaries:
         for name, found in summary["contestants"].items():
             out = str(found["disturbed"]) + (f" + {found['faulty']} failed" if found["faulty"] else "")

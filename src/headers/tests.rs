@@ -23,7 +23,7 @@ fn plain() -> Forward<'static> {
         event_type: Some("message.created"),
         verified: true,
         received_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
-        peer: Some("203.0.113.9".parse().unwrap()),
+        peer: Some("203.0.113.9"),
         peer_is_trusted: false,
         proto: "http",
         body_len: 12,

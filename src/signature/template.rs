@@ -82,6 +82,18 @@ impl Content {
             .any(|part| *part == Part::Piece(piece))
     }
 
+    /// The literal text right behind a piece, if there is any.
+    pub(super) fn text_after(&self, piece: Piece) -> Option<&str> {
+        let sides = [&self.before, &self.after];
+        sides.into_iter().find_map(|parts| {
+            let place = parts.iter().position(|part| *part == Part::Piece(piece))?;
+            match parts.get(place + 1) {
+                Some(Part::Literal(text)) => Some(text.as_str()),
+                Some(Part::Piece(_)) | None => None,
+            }
+        })
+    }
+
     pub(super) fn is_body_alone(&self) -> bool {
         self.before.is_empty() && self.after.is_empty()
     }
