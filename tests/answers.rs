@@ -9,6 +9,13 @@
 
 mod support;
 
+use std::{
+    io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
 use support::{Act, BODY, Daemon, Sender, Upstream, event, eventually, sign};
 
 fn refused(daemon: &Daemon, request: &[u8]) -> support::Reply {
@@ -771,18 +778,20 @@ fn bytes_that_trickle_in_buy_no_time() {
         let mut sender = daemon.sender();
         sender.write(beginning.as_bytes());
         let mut writer = sender.writer();
-        let is_over = std::sync::atomic::AtomicBool::new(false);
-        let reply = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                use std::{io::Write as _, sync::atomic::Ordering, thread, time::Duration};
-                while !is_over.load(Ordering::SeqCst) && writer.write_all(b"x").is_ok() {
+        let is_over = AtomicBool::new(false);
+        let (reply, is_cut_off) = thread::scope(|scope| {
+            let trickle = scope.spawn(|| {
+                // Thirty times as many bytes as there is time for.
+                (0..1000).any(|_| {
                     thread::park_timeout(Duration::from_millis(10));
-                }
+                    is_over.load(Ordering::SeqCst) || writer.write_all(b"x").is_err()
+                })
             });
             let reply = sender.reply();
-            is_over.store(true, std::sync::atomic::Ordering::SeqCst);
-            reply
+            is_over.store(true, Ordering::SeqCst);
+            (reply, trickle.join().unwrap())
         });
+        assert!(is_cut_off, "{what}: each byte bought time");
         assert_eq!(reply.status, 408, "{what}: {reply:?}");
         assert!(reply.text().contains("urn:hookward:timeout"), "{what}");
         if what == "body" {

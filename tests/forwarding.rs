@@ -507,3 +507,377 @@ fn tls_in_front_of(upstream: &Upstream, fixtures: &str) -> std::net::SocketAddr 
     });
     address
 }
+
+#[test]
+fn values_go_on_byte_for_byte_and_in_their_order() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let plain = event("k", BODY.as_bytes(), "");
+    let end = plain.len() - BODY.len() - 2;
+    let odd: &[u8] = b"X-Odd: caf\xe9 \xff\tx\r\nX-Empty:\r\nX-Many: 2\r\nX-Other: o\r\nX-Many: 1\r\nX-Many: 2\r\n\
+                       Content-Encoding: gzip\r\nX-With_Underscore: 1\r\nCookie: a=b; c=d\r\nUser-Agent: t\r\n";
+    let request = [&plain[..end], odd, &plain[end..]].concat();
+    assert_eq!(daemon.sender().send(&request).status, 200);
+    let message = upstream.next_message();
+    let has = |wanted: &[u8]| {
+        message
+            .head_bytes
+            .windows(wanted.len())
+            .any(|w| w == wanted)
+    };
+    assert!(has(b": caf\xe9 \xff\tx\r\n"), "{}", message.head);
+    assert_eq!(message.values("x-many"), ["2", "1", "2"]);
+    for (name, value) in [
+        ("content-encoding", "gzip"),
+        ("x-with_underscore", "1"),
+        ("cookie", "a=b; c=d"),
+        ("user-agent", "t"),
+        ("x-other", "o"),
+    ] {
+        assert_eq!(message.value(name), value);
+    }
+    assert!(
+        has(b"x-empty: \r\n") || has(b"X-Empty:\r\n"),
+        "{}",
+        message.head
+    );
+    assert_eq!(message.body, BODY.as_bytes());
+}
+
+#[test]
+fn a_type_that_is_no_plain_text_is_not_put_into_a_header() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let longest = "t".repeat(128);
+    let over = "t".repeat(129);
+    for (body, wanted) in [
+        (format!(r#"{{"type":"{longest}"}}"#), Some(longest.as_str())),
+        (format!(r#"{{"type":"{over}"}}"#), None),
+        (r#"{"type":"a b"}"#.to_owned(), None),
+        (
+            r#"{"type":"a\r\nHookward-Verified: false"}"#.to_owned(),
+            None,
+        ),
+        (r#"{"type":"caf\u00e9"}"#.to_owned(), None),
+        (r#"{"type":""}"#.to_owned(), None),
+        (r#"{"type":null}"#.to_owned(), None),
+        (r#"{"payload":{"type":"nested"}}"#.to_owned(), None),
+        (r#"["type","listed"]"#.to_owned(), None),
+        ("not json at all".to_owned(), None),
+        (r#"{"type":"torn"#.to_owned(), None),
+    ] {
+        let key = sign("key", body.as_bytes());
+        let reply = daemon.sender().send(&event(&key, body.as_bytes(), ""));
+        assert_eq!(reply.outcome(), "forwarded", "{body}");
+        let message = upstream.next_message();
+        let found = message.values("hookward-event-type");
+        assert_eq!(found, wanted.into_iter().collect::<Vec<_>>(), "{body}");
+        assert_eq!(message.value("hookward-verified"), "true");
+        assert_eq!(message.body, body.as_bytes());
+    }
+}
+
+#[test]
+fn only_a_trusted_peer_is_believed_about_where_a_request_came_from() {
+    let upstream = Upstream::new(Act::status(200));
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let claims = "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: public.example\r\n\
+                  X-Forwarded-Port: 443\r\nForwarded: for=203.0.113.7\r\nVia: 1.0 fred\r\n";
+    for (networks, is_trusted) in [
+        ("10.0.0.0/8\", \"127.0.0.2/32", false),
+        ("127.0.0.1/32", true),
+    ] {
+        let config = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\ntrusted_proxies = [\"{networks}\"]\n[admin]\nlisten = [\"127.0.0.1:0\"]\n{endpoint}"
+        );
+        let daemon = Daemon::config(&config).start();
+        daemon.sender().send(&event("k", BODY.as_bytes(), claims));
+        let message = upstream.next_message();
+        let addresses = message.values("x-forwarded-for").join(", ");
+        if is_trusted {
+            assert_eq!(addresses, "203.0.113.7, 127.0.0.1");
+            assert_eq!(message.value("forwarded"), "for=203.0.113.7");
+            assert_eq!(message.value("x-forwarded-proto"), "https");
+        } else {
+            assert_eq!(addresses, "127.0.0.1");
+            assert_eq!(message.value("x-forwarded-proto"), "http");
+            assert_eq!(message.value("x-forwarded-host"), "hooks.example");
+            assert!(message.values("forwarded").is_empty());
+        }
+        assert_eq!(message.values("via").join(", "), "1.0 fred, 1.1 hookward");
+    }
+}
+
+#[test]
+fn of_two_paths_that_fit_the_narrower_one_takes_it() {
+    let (exact, near, far) = (
+        Upstream::new(Act::status(200)),
+        Upstream::new(Act::status(200)),
+        Upstream::new(Act::status(200)),
+    );
+    let config = Daemon::endpoint("far", "/a/*", &far.url(), "")
+        + &Daemon::endpoint("near", "/a/b/*", &near.url(), "")
+        + &Daemon::endpoint("exact", "/a/b/c", &exact.url(), "");
+    let daemon = Daemon::with("", &config).start();
+    for (path, upstream, endpoint, target) in [
+        ("/a/b/c?q=1", &exact, "exact", "/in?q=1"),
+        ("/a/b/c/d", &near, "near", "/in/c/d"),
+        ("/a/b/", &near, "near", "/in"),
+        ("/a/b", &far, "far", "/in/b"),
+        ("/a//b", &far, "far", "/in//b"),
+    ] {
+        let request = String::from_utf8(event(&sign("", path.as_bytes()), BODY.as_bytes(), ""))
+            .unwrap()
+            .replacen("/hook", path, 1);
+        assert_eq!(
+            daemon.sender().send(request.as_bytes()).status,
+            200,
+            "{path}"
+        );
+        let message = upstream.next_message();
+        assert_eq!(message.value("hookward-endpoint"), endpoint, "{path}");
+        let line = message.head.lines().next().unwrap();
+        assert_eq!(line, format!("POST {target} HTTP/1.1"), "{path}");
+    }
+}
+
+#[test]
+fn a_reset_is_502_and_the_retry_gets_through() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    // One sender: each thread of the daemon keeps upstream connections of its own.
+    let mut sender = daemon.sender();
+    upstream.then([Act::Reset]);
+    let reply = sender.send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!(
+        (reply.status, reply.outcome(), reply.reason().as_str()),
+        (502, "failed", "upstream_unreachable")
+    );
+    assert_eq!(upstream.count(), 1, "a fresh connection is not tried again");
+    let retry = sender.send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!((retry.status, retry.outcome()), (200, "forwarded"));
+    // On a kept connection the event goes out once more, as for one that just closes.
+    upstream.then([Act::Reset]);
+    let again = sender.send(&event("k2", BODY.as_bytes(), ""));
+    assert_eq!((again.status, upstream.count()), (200, 4));
+}
+
+#[test]
+fn a_connection_that_breaks_after_the_first_byte_of_an_answer_is_not_tried_again() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let mut sender = daemon.sender();
+    assert_eq!(sender.send(&event("1", BODY.as_bytes(), "")).status, 200);
+    upstream.then([Act::AnswerAndClose(b"H".to_vec())]);
+    assert_eq!(sender.send(&event("2", BODY.as_bytes(), "")).status, 502);
+    assert_eq!(upstream.count(), 2);
+}
+
+#[test]
+fn an_upstream_that_ends_its_connections_is_connected_to_anew() {
+    let said = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    let unsaid = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    for answer in [said, unsaid] {
+        let upstream = Upstream::new(Act::AnswerAndClose(answer));
+        let daemon = relay(&upstream, "");
+        let mut sender = daemon.sender();
+        for n in 0..10 {
+            let reply = sender.send(&event(&n.to_string(), BODY.as_bytes(), ""));
+            assert_eq!((reply.status, reply.text().as_str()), (200, "ok"));
+        }
+        assert_eq!((upstream.count(), upstream.connections()), (10, 10));
+    }
+}
+
+#[test]
+fn what_follows_an_answer_is_nobodys_answer() {
+    let two = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nown\
+                HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-Forged: 1\r\n\r\nforged";
+    let empty_and_more =
+        b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged";
+    for answer in [two.to_vec(), empty_and_more.to_vec()] {
+        let upstream = Upstream::new(Act::status(202));
+        let daemon = relay(&upstream, "");
+        let mut sender = daemon.sender();
+        upstream.then([Act::Answer(answer)]);
+        let first = sender.send(&event("1", BODY.as_bytes(), ""));
+        assert!(!first.text().contains("forged"), "{first:?}");
+        for key in ["2", "3"] {
+            let next = sender.send(&event(key, BODY.as_bytes(), ""));
+            assert_eq!(
+                (next.status, next.text().as_str()),
+                (202, "done"),
+                "{next:?}"
+            );
+        }
+        assert_eq!(upstream.count(), 3);
+    }
+}
+
+#[test]
+fn an_answer_is_passed_on_while_it_is_still_coming() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // More than anybody would hold back.
+    let large = vec![b'a'; 1 << 20];
+    let first = [
+        format!("{head}{:x}\r\n", large.len()).as_bytes(),
+        &large,
+        b"\r\n",
+    ]
+    .concat();
+    let upstream = Upstream::new(Act::Parts(first, b"3\r\nend\r\n0\r\n\r\n".to_vec()));
+    let daemon = relay(&upstream, "");
+    let mut sender = daemon.sender();
+    sender.write(&event("k", BODY.as_bytes(), ""));
+    sender.read_until(&[b'a'; 1000]);
+    upstream.release();
+    let reply = sender.reply();
+    assert_eq!(reply.body.len(), large.len() + 3);
+    assert!(reply.body.ends_with(b"aend"));
+}
+
+#[test]
+fn an_answer_that_breaks_off_half_way_does_not_look_whole() {
+    let part = vec![b'a'; 2 << 20];
+    let sized = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n".as_slice(),
+        &part,
+    ]
+    .concat();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+        4_000_000
+    );
+    let chunked = [head.as_bytes(), &part].concat();
+    for (answer, is_sized) in [(sized, true), (chunked, false)] {
+        let upstream = Upstream::new(Act::AnswerAndClose(answer));
+        let daemon = relay(&upstream, "");
+        let mut sender = daemon.sender();
+        sender.write(&event("k", BODY.as_bytes(), ""));
+        let came = sender.rest();
+        let end = came.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8_lossy(&came[..end]).to_lowercase();
+        if head.starts_with("http/1.1 502") {
+            continue;
+        }
+        if is_sized {
+            assert!(head.contains("content-length: 4000000"), "{head}");
+            assert!(came.len() - end - 4 < 4_000_000);
+        } else {
+            assert!(head.contains("transfer-encoding: chunked"), "{head}");
+            assert!(!came.ends_with(b"0\r\n\r\n"), "the last chunk was made up");
+        }
+    }
+}
+
+#[test]
+fn an_http_1_0_sender_can_read_any_answer() {
+    let chunked =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    let upstream = Upstream::new(Act::Answer(chunked.to_vec()));
+    let daemon = relay(&upstream, "");
+    let request = String::from_utf8(event("k", BODY.as_bytes(), "")).unwrap();
+    let mut sender = daemon.sender();
+    sender.write(request.replace("HTTP/1.1", "HTTP/1.0").as_bytes());
+    let answer = String::from_utf8(sender.rest()).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
+    assert_eq!(body, "abcde");
+}
+
+#[test]
+fn answers_that_make_no_sense_are_502() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let long = format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n", "x".repeat(1 << 20));
+    let many: String = (0..2000).map(|n| format!("X-{n}: 1\r\n")).collect();
+    let torn: [Vec<u8>; 9] = [
+        format!("{long}Content-Length: 0\r\n\r\n").into_bytes(),
+        format!("HTTP/1.1 200 OK\r\n{many}Content-Length: 0\r\n\r\n").into_bytes(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n".to_vec(),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nx".to_vec(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx".to_vec(),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n0\r\n\r\n".to_vec(),
+        b"HTTP/1.1 99 X\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
+    ];
+    for answer in torn {
+        let shown = String::from_utf8_lossy(&answer[..answer.len().min(80)]).into_owned();
+        upstream.then([Act::AnswerAndClose(answer)]);
+        let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+        assert_eq!(reply.status, 502, "{shown:?}: {reply:?}");
+        assert_eq!(reply.reason(), "upstream_unreachable", "{shown:?}");
+    }
+    let retry = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!(retry.outcome(), "forwarded", "none of them was a 2xx");
+}
+
+#[test]
+fn not_modified_and_many_interim_answers_pass() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let mut sender = daemon.sender();
+    upstream.then([Act::Answer(
+        b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 99\r\n\r\n".to_vec(),
+    )]);
+    let reply = sender.send(&event("1", BODY.as_bytes(), ""));
+    assert_eq!((reply.status, reply.header("etag")), (304, Some("\"x\"")));
+    let interim = "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(20);
+    let answer = format!("{interim}HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok");
+    upstream.then([Act::Answer(answer.into_bytes())]);
+    let reply = sender.send(&event("2", BODY.as_bytes(), ""));
+    assert_eq!((reply.status, reply.text().as_str()), (201, "ok"));
+    assert_eq!(sender.send(&event("3", BODY.as_bytes(), "")).status, 200);
+}
+
+#[test]
+fn trying_to_connect_has_an_end() {
+    let nobody = Upstream::nobody();
+    let more = "connect_retry = \"300ms\"";
+    let daemon = Daemon::relay(&format!("http://{nobody}/in"), more).start();
+    let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!((reply.status, reply.outcome()), (502, "failed"));
+    let nowhere = Daemon::relay("unix:/nowhere/app.sock:/in", "").start();
+    let reply = nowhere.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!(reply.reason(), "upstream_unreachable");
+    let unnamed = Daemon::relay("http://no-such-host.invalid/in", "").start();
+    let reply = unnamed.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert!(matches!(reply.status, 502 | 504), "{reply:?}");
+}
+
+#[test]
+fn many_senders_at_once_get_each_their_own_answer() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = relay(&upstream, "");
+    let ids: std::collections::HashMap<String, String> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..8)
+            .map(|worker| {
+                let daemon = &daemon;
+                scope.spawn(move || {
+                    let mut sender = daemon.sender();
+                    let send = |n: usize| {
+                        let key = format!("{worker}-{n}");
+                        let body = key.repeat(1 + n * 97);
+                        let reply = sender.send(&event(&key, body.as_bytes(), ""));
+                        assert_eq!(reply.outcome(), "forwarded");
+                        (key, reply.header("hookward-event-id").unwrap().to_owned())
+                    };
+                    (0..25).map(send).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|w| w.join().unwrap())
+            .collect()
+    });
+    assert_eq!((ids.len(), upstream.count()), (200, 200));
+    for _ in 0..200 {
+        let message = upstream.next_message();
+        let key = message.value("idempotency-key");
+        assert_eq!(message.value("hookward-event-id"), ids[key]);
+        let n: usize = key.split('-').nth(1).unwrap().parse().unwrap();
+        assert!(message.body == key.repeat(1 + n * 97).as_bytes(), "{key}");
+    }
+}

@@ -494,3 +494,417 @@ fn many_connections_that_only_open_do_not_stop_the_others() {
     }
     drop(silent);
 }
+
+#[test]
+fn metrics_are_what_a_scraper_takes() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    daemon.sender().send(&event("1", BODY.as_bytes(), ""));
+    for path in ["/x", "/y", "/z%22%0a"] {
+        let request = String::from_utf8(event("2", BODY.as_bytes(), "")).unwrap();
+        daemon
+            .sender()
+            .send(request.replacen("/hook", path, 1).as_bytes());
+    }
+    let text = daemon.ask("/metrics").text();
+    let mut series = std::collections::HashSet::new();
+    let mut described = std::collections::HashMap::new();
+    for line in text.lines() {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert!(
+                described.insert(name.to_owned(), kind.to_owned()).is_none(),
+                "{line}"
+            );
+        } else if !line.starts_with('#') {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(series.insert(name.to_owned()), "twice: {line}");
+            let family = name.split('{').next().unwrap();
+            let plain = ["_bucket", "_sum", "_count"].iter().find_map(|end| {
+                family
+                    .strip_suffix(end)
+                    .filter(|f| described.contains_key(*f))
+            });
+            let family = plain.unwrap_or(family);
+            let kind = described
+                .get(family)
+                .unwrap_or_else(|| panic!("no TYPE: {line}"));
+            assert_eq!(
+                family.ends_with("_total"),
+                kind == "counter",
+                "{line}: {kind}"
+            );
+        }
+    }
+    // Whatever strangers ask for, there is not one series more.
+    let labels = |line: &&str| line.contains("/x") || line.contains("/y") || line.contains("%22");
+    assert_eq!(text.lines().filter(labels).count(), 0);
+    let unknown = [("endpoint", ""), ("reason", "unknown_path")];
+    assert_eq!(daemon.metric("hookward_rejections_total", &unknown), 3.0);
+}
+
+#[test]
+fn each_request_has_a_line_when_that_is_wanted() {
+    let upstream = Upstream::new(Act::status(200));
+    let access = "[log]\naccess = true\n".to_owned();
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let daemon = Daemon::with("", &(access + &endpoint)).start();
+    let mut ids = Vec::new();
+    for (key, outcome) in [("a", "forwarded"), ("a", "duplicate"), ("b", "forwarded")] {
+        let reply = daemon.sender().send(&event(key, key.as_bytes(), ""));
+        assert_eq!(reply.outcome(), outcome);
+        ids.push((
+            reply.header("hookward-event-id").unwrap().to_owned(),
+            outcome,
+        ));
+    }
+    for (id, outcome) in ids {
+        daemon.wait_for_log(&id);
+        let lines = daemon.lines();
+        let own: Vec<_> = lines
+            .iter()
+            .filter(|l| l["event_id"] == id.as_str())
+            .collect();
+        assert_eq!(own.len(), 1, "{own:?}");
+        assert_eq!(
+            (&own[0]["outcome"], &own[0]["status"]),
+            (&outcome.into(), &200.into())
+        );
+        assert_eq!(own[0]["endpoint"], "crm");
+    }
+    let quiet = Daemon::relay(&upstream.url(), "").start();
+    let reply = quiet.sender().send(&event("c", BODY.as_bytes(), ""));
+    let id = reply.header("hookward-event-id").unwrap();
+    // A refusal later in the log shows that nothing was said about the one before.
+    let refusal = quiet
+        .sender()
+        .send(b"POST /hook HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    quiet.wait_for_log(refusal.header("hookward-event-id").unwrap());
+    assert!(!quiet.log().contains(id));
+}
+
+#[test]
+fn no_stranger_writes_a_line_of_the_log() {
+    let upstream = Upstream::new(Act::status(200));
+    let log = "[log]\naccess = true\n".to_owned();
+    let more = "dedup = { key_reuse = \"reject\" }";
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), more);
+    let daemon = Daemon::with("", &(log + &endpoint))
+        .env("HOOKWARD_LOG", "trace")
+        .start();
+    let body = r#"{"type":"x\n{\"level\":\"ERROR\",\"message\":\"forged\"}\u001b[31m"}"#;
+    let key = "k\"\\\u{e9}";
+    let send = |body: &str, more: &str| daemon.sender().send(&event(key, body.as_bytes(), more));
+    assert_eq!(send(body, "X-A: \u{1}forged\r\n").status, 400);
+    assert_eq!(send(body, "").status, 200);
+    let last = send("forged", "");
+    assert_eq!(last.reason(), "key_reuse");
+    daemon.wait_for_log(last.header("hookward-event-id").unwrap());
+    let forged = daemon
+        .lines()
+        .iter()
+        .any(|line| line["message"] == "forged");
+    assert!(
+        !forged && !daemon.log().contains('\u{1b}'),
+        "{}",
+        daemon.log()
+    );
+}
+
+#[test]
+fn text_is_a_format_too() {
+    let upstream = Upstream::new(Act::status(200));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let public = listener.local_addr().unwrap();
+    let log = "[log]\nformat = \"text\"\n".to_owned();
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let setup = Daemon::with("", &(log + &endpoint)).pass(listener);
+    let daemon = setup.start_when("ready");
+    let reply = Sender::connect(public)
+        .send(b"POST /hook HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    daemon.wait_for_log(reply.header("hookward-event-id").unwrap());
+    let log = daemon.log();
+    let line = log.lines().find(|l| l.contains("signature_missing"));
+    assert!(line.is_some_and(|l| !l.starts_with('{')), "{log}");
+}
+
+#[test]
+fn a_socket_that_systemd_passes_is_used() {
+    let upstream = Upstream::new(Act::status(200));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let public = listener.local_addr().unwrap();
+    let mut daemon = Daemon::relay(&upstream.url(), "").pass(listener).start();
+    assert_eq!(daemon.public, public);
+    // Both threads share the one socket.
+    let mut senders: Vec<_> = (0..20).map(|_| daemon.sender()).collect();
+    for (n, sender) in senders.iter_mut().enumerate() {
+        let reply = sender.send(&event(&n.to_string(), BODY.as_bytes(), ""));
+        assert_eq!(reply.status, 200);
+    }
+    daemon.signal(Signal::TERM);
+    drop(senders);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_secret_that_is_written_anew_in_its_place_is_read_again() {
+    let upstream = Upstream::new(Act::status(200));
+    let setup = Daemon::relay(&upstream.url(), "");
+    let file = setup.dir().join("secret");
+    std::fs::write(&file, "the-first-secret-of-all\n").unwrap();
+    let secrets = format!("secrets = [{{ file = \"{}\" }}]", file.display());
+    let daemon = Daemon::relay(&upstream.url(), &secrets).start();
+    let send = |secret: &str, key: &str| {
+        let request = String::from_utf8(event(key, BODY.as_bytes(), "")).unwrap();
+        let (ours, theirs) = (sign(SECRET, BODY.as_bytes()), sign(secret, BODY.as_bytes()));
+        daemon
+            .sender()
+            .send(request.replace(&ours, &theirs).as_bytes())
+            .status
+    };
+    assert_eq!(send("the-first-secret-of-all", "1"), 200);
+    // An empty file is a mistake: the old secret stays, and the mistake is counted.
+    std::fs::write(&file, "").unwrap();
+    eventually("the mistake is counted", || {
+        daemon.metric("hookward_config_reload_failures_total", &[]) >= 1.0
+    });
+    assert_eq!(send("the-first-secret-of-all", "2"), 200);
+    assert_eq!(send("", "3"), 401, "nor is an empty secret taken");
+    std::fs::write(&file, "the-second-secret-of-all").unwrap();
+    eventually("it is read again", || {
+        daemon.metric("hookward_config_reloads_total", &[]) >= 1.0
+    });
+    assert_eq!(
+        (
+            send("the-first-secret-of-all", "4"),
+            send("the-second-secret-of-all", "5")
+        ),
+        (401, 200)
+    );
+    assert_eq!(
+        daemon.metric("hookward_config_last_reload_successful", &[]),
+        1.0
+    );
+    assert!(!daemon.log().contains("secret-of-all"));
+    drop(setup);
+}
+
+#[test]
+fn a_reload_changes_limits_and_endpoints_and_keeps_what_is_known() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    let path = daemon.dir.0.join("hookward.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let mut sender = daemon.sender();
+    assert_eq!(
+        sender.send(&event("k", BODY.as_bytes(), "")).outcome(),
+        "forwarded"
+    );
+    let forwarded = [
+        ("endpoint", "crm"),
+        ("event", "message.created"),
+        ("outcome", "forwarded"),
+    ];
+    let before = daemon.metric("hookward_requests_total", &forwarded);
+    let next = config.replace("path = ", "max_body = 100\npath = ")
+        + &Daemon::endpoint("two", "/two", &upstream.url(), "");
+    std::fs::write(&path, next).unwrap();
+    daemon.signal(Signal::HUP);
+    eventually("it is reloaded", || {
+        daemon.metric("hookward_config_reloads_total", &[]) >= 1.0
+    });
+    let large = "x".repeat(101);
+    assert_eq!(
+        daemon
+            .sender()
+            .send(&event("l", large.as_bytes(), ""))
+            .status,
+        413
+    );
+    let two = String::from_utf8(event("k", BODY.as_bytes(), "")).unwrap();
+    let reply = sender.send(two.replacen("/hook", "/two", 1).as_bytes());
+    assert_eq!(
+        reply.outcome(),
+        "forwarded",
+        "on a connection from before, too"
+    );
+    // Keys and counters outlive it.
+    assert_eq!(
+        sender.send(&event("k", BODY.as_bytes(), "")).outcome(),
+        "duplicate"
+    );
+    assert_eq!(daemon.metric("hookward_requests_total", &forwarded), before);
+}
+
+#[test]
+fn each_thing_that_needs_a_restart_is_named_and_refused() {
+    let upstream = Upstream::new(Act::status(200));
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let daemon = Daemon::with("", &("[dedup]\ncapacity = 1000\n".to_owned() + &endpoint)).start();
+    let path = daemon.dir.0.join("hookward.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let other_port = Upstream::nobody().port();
+    let listen = config.replacen("127.0.0.1:0", &format!("127.0.0.1:{other_port}"), 1);
+    let data = format!("data_dir = \"{}\"\n{config}", daemon.dir.0.display());
+    for (number, (key, changed)) in [
+        ("server.listen", listen),
+        ("data_dir", data),
+        (
+            "dedup.capacity",
+            config.replace("capacity = 1000", "capacity = 2000"),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        std::fs::write(&path, changed).unwrap();
+        daemon.signal(Signal::HUP);
+        daemon.wait_for_log(&format!("{key}: needs a restart to change"));
+        #[expect(clippy::cast_precision_loss, reason = "at most three")]
+        let at_least = (number + 1) as f64;
+        eventually("it is counted as failed", || {
+            daemon.metric("hookward_config_reload_failures_total", &[]) >= at_least
+        });
+        let reply = daemon.sender().send(&event(key, BODY.as_bytes(), ""));
+        assert_eq!(reply.status, 200);
+    }
+    assert_eq!(daemon.metric("hookward_config_reloads_total", &[]), 0.0);
+}
+
+#[test]
+fn an_interrupt_ends_it_like_a_termination() {
+    let upstream = Upstream::new(Act::status(200));
+    let mut daemon = Daemon::relay(&upstream.url(), "").start();
+    let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!(reply.status, 200);
+    daemon.signal(Signal::INT);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn it_can_be_told_to_end_as_soon_as_it_says_it_is_ready() {
+    let upstream = Upstream::new(Act::status(200));
+    for _ in 0..20 {
+        let mut daemon = Daemon::relay(&upstream.url(), "").start();
+        daemon.signal(Signal::TERM);
+        let status = daemon.wait();
+        assert_eq!(status.code(), Some(0), "{status}: {}", daemon.log());
+    }
+}
+
+#[test]
+fn the_grace_has_an_end() {
+    let upstream = Upstream::new(Act::Hang);
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let mut daemon = Daemon::with("shutdown_grace = \"300ms\"", &endpoint).start();
+    let mut sender = daemon.sender();
+    sender.write(&event("k", BODY.as_bytes(), ""));
+    upstream.next_message();
+    daemon.signal(Signal::TERM);
+    let _ = daemon.wait();
+    assert!(daemon.log().contains("stopping"));
+}
+
+#[test]
+fn the_operator_sees_it_to_the_end_and_newcomers_do_not_get_in() {
+    let answer = b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = Upstream::new(Act::Wait(answer));
+    let mut daemon = Daemon::relay(&upstream.url(), "").start();
+    let mut sender = daemon.sender();
+    sender.write(&event("k", BODY.as_bytes(), ""));
+    upstream.next_message();
+    daemon.signal(Signal::TERM);
+    eventually("nobody listens any more", || {
+        std::net::TcpStream::connect(daemon.public).is_err()
+    });
+    assert_eq!(
+        (daemon.ask("/livez").status, daemon.ask("/readyz").status),
+        (200, 503)
+    );
+    assert_eq!(
+        daemon.metric("hookward_in_flight", &[("endpoint", "crm")]),
+        1.0
+    );
+    upstream.release();
+    assert_eq!(sender.reply().status, 200);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn whoever_was_connected_before_the_end_is_answered() {
+    let upstream = Upstream::new(Act::status(200));
+    let mut daemon = Daemon::relay(&upstream.url(), "").start();
+    // Some have sent nothing yet, some are between two requests, some in the middle of one.
+    let mut senders: Vec<_> = (0..30).map(|_| daemon.sender()).collect();
+    let request = |n: usize| event(&n.to_string(), BODY.as_bytes(), "");
+    for (n, sender) in senders.iter_mut().enumerate() {
+        match n % 3 {
+            0 => {}
+            1 => assert_eq!(sender.send(&request(1000 + n)).status, 200),
+            _ => sender.write(&request(n)[..40]),
+        }
+    }
+    daemon.signal(Signal::TERM);
+    for (n, sender) in senders.iter_mut().enumerate() {
+        let whole = request(n);
+        sender.write(if n % 3 == 2 { &whole[40..] } else { &whole });
+    }
+    for (n, sender) in senders.iter_mut().enumerate() {
+        let reply = sender.reply();
+        assert_eq!(reply.status, 200, "{n}: {reply:?}");
+        assert!(sender.is_closed(), "{n}");
+    }
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn variables_configure_what_they_name_and_no_more() {
+    let (one, two) = (
+        Upstream::new(Act::status(200)),
+        Upstream::new(Act::status(201)),
+    );
+    let daemon = Daemon::relay(&one.url(), "")
+        .env("HOOKWARD_ENDPOINTS__CRM__UPSTREAM", &two.url())
+        // As Kubernetes does for a Service of that name.
+        .env("HOOKWARD_SERVICE_HOST", "10.0.0.1")
+        .env("HOOKWARD_SERVICE_PORT", "8080")
+        .env("HOOKWARD_PORT_8080_TCP", "tcp://10.0.0.1:8080")
+        .start();
+    let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!((reply.status, one.count()), (201, 0));
+    let lines = daemon.lines();
+    let warnings = lines.iter().filter(|line| line["level"] == "WARN");
+    assert_eq!(warnings.count(), 1, "{}", daemon.log());
+    let (code, said) = Daemon::relay(&one.url(), "")
+        .env("HOOKWARD_ENDPOINTS__CRM__UPSTRAEM", "canary-value")
+        .refuse();
+    assert_eq!(code, 2, "{said}");
+    assert!(
+        said.contains("upstraem") && !said.contains("canary-value"),
+        "{said}"
+    );
+}
+
+#[test]
+fn flags_alone_serve() {
+    let upstream = Upstream::new(Act::status(200));
+    let flags = [
+        "--upstream",
+        &upstream.url(),
+        "--secret-env",
+        "SECRET",
+        "--path",
+        "/hook",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let daemon = Daemon::flags(&flags).start();
+    let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!((reply.status, reply.outcome()), (200, "forwarded"));
+    assert_eq!(
+        upstream.next_message().value("hookward-endpoint"),
+        "default"
+    );
+    assert_eq!(daemon.ask("/readyz").status, 200);
+}

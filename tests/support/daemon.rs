@@ -124,6 +124,11 @@ impl Setup {
 
     /// Starts it and waits until it is ready.
     pub(crate) fn start(self) -> Daemon {
+        self.start_when("\"message\":\"ready\"")
+    }
+
+    /// Starts it and waits for a text in its log; the addresses are known where that is JSON.
+    pub(crate) fn start_when(self, logged: &str) -> Daemon {
         let mut child = self.command().spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
@@ -144,7 +149,7 @@ impl Setup {
             dir: self.dir,
             log,
         };
-        daemon.wait_for_log("\"message\":\"ready\"");
+        daemon.wait_for_log(logged);
         let log = daemon.log();
         let address = |listener: &str| {
             let line = log.lines().find(|l| {
