@@ -8,6 +8,7 @@
 mod store;
 
 use std::{
+    collections::BTreeMap,
     future::poll_fn,
     mem,
     pin::Pin,
@@ -15,11 +16,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
-use lru::LruCache;
+use bytes::{Buf as _, BufMut, Bytes};
 
 use self::store::Store;
 
@@ -45,13 +45,67 @@ pub enum BodyError {
     TooLarge,
 }
 
+/// Where a body's bytes come from.
+pub trait Source {
+    /// Puts the next bytes into `room`, as many as fit: how many, which is 0 only where there is
+    /// no room for what comes; `None` at the end of the body.
+    ///
+    /// # Errors
+    /// [`BodyError::Broken`].
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut impl BufMut,
+    ) -> Poll<Result<Option<usize>, BodyError>>;
+}
+
+/// A body that the HTTP library takes apart, frame by frame.
+#[derive(Debug)]
+pub struct Frames<B> {
+    body: B,
+    rest: Bytes,
+}
+
+impl<B> Frames<B> {
+    /// The frames of `body`, none of them read.
+    pub fn new(body: B) -> Self {
+        let rest = Bytes::new();
+        Self { body, rest }
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes> + Unpin> Source for Frames<B> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut impl BufMut,
+    ) -> Poll<Result<Option<usize>, BodyError>> {
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                None => return Poll::Ready(Ok(None)),
+                Some(Err(_)) => return Poll::Ready(Err(BodyError::Broken)),
+                // Trailers are not signed: they go no further.
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+            }
+        }
+        let here = self.rest.len().min(room.remaining_mut());
+        room.put((&mut self.rest).take(here));
+        if self.rest.is_empty() {
+            // A frame that is kept pins the buffer it was read into.
+            self.rest = Bytes::new();
+        }
+        Poll::Ready(Ok(Some(here)))
+    }
+}
+
 /// Memory for all bodies together.
 #[derive(Debug)]
 pub struct Budget {
     max: AtomicUsize,
     used: AtomicUsize,
     next_place: AtomicU64,
-    unfinished: Mutex<LruCache<u64, Waiting>>,
+    /// By place: whoever's last byte is oldest has the lowest.
+    unfinished: Mutex<BTreeMap<u64, Waiting>>,
 }
 
 /// An unfinished body that waits for bytes: what it has so far lies here, so that whoever needs the
@@ -70,7 +124,7 @@ impl Budget {
             max: AtomicUsize::new(max),
             used: AtomicUsize::new(0),
             next_place: AtomicU64::new(0),
-            unfinished: Mutex::new(LruCache::unbounded()),
+            unfinished: Mutex::default(),
         })
     }
 
@@ -89,7 +143,7 @@ impl Budget {
         self.unfinished().len()
     }
 
-    fn unfinished(&self) -> MutexGuard<'_, LruCache<u64, Waiting>> {
+    fn unfinished(&self) -> MutexGuard<'_, BTreeMap<u64, Waiting>> {
         // Nothing panics while it is held, and its content is valid at every step.
         self.unfinished
             .lock()
@@ -105,7 +159,7 @@ impl Budget {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .is_err()
         {
-            let oldest = self.unfinished().pop_lru();
+            let oldest = self.unfinished().pop_first();
             let (_, ended) = oldest.ok_or(BodyError::Overloaded)?;
             drop(ended.bytes);
             self.used.fetch_sub(ended.charged, Ordering::AcqRel);
@@ -115,14 +169,16 @@ impl Budget {
     }
 }
 
-/// A body being read: its bytes so far, what they are charged with, and, while it waits, where it
-/// stands among the unfinished.
+/// A body being read: its bytes so far and what they are charged with.
 #[derive(Debug)]
 struct Unfinished {
     budget: Arc<Budget>,
     bytes: Store,
     charged: usize,
+    /// Its place among the unfinished, given when it began to wait for the byte that comes next.
     place: Option<u64>,
+    /// It stands there; its bytes do, too.
+    is_waiting: bool,
 }
 
 impl Unfinished {
@@ -137,27 +193,33 @@ impl Unfinished {
         }
     }
 
-    /// Stands among the unfinished until more bytes come.
-    ///
-    /// # Errors
-    /// [`BodyError::Overloaded`] when this body had to give way meanwhile.
-    fn wait(&mut self, waker: &Waker) -> Result<(), BodyError> {
-        let mut unfinished = self.budget.unfinished();
-        if let Some(place) = self.place {
-            let waiting = unfinished.peek_mut(&place).ok_or(BodyError::Overloaded)?;
-            waiting.waker.clone_from(waker);
-        } else {
-            let place = self.budget.next_place.fetch_add(1, Ordering::Relaxed);
-            let bytes = mem::replace(&mut self.bytes, Store::new());
-            let waiting = Waiting {
-                bytes,
-                charged: self.charged,
-                waker: waker.clone(),
-            };
-            unfinished.put(place, waiting);
-            self.place = Some(place);
+    /// Takes the next bytes into the room there is, as [`Source::poll_read`].
+    fn poll_read(
+        &mut self,
+        source: &mut impl Source,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<usize>, BodyError>> {
+        self.resume()?;
+        let most = self.charged - self.bytes.len();
+        let outcome = self.bytes.poll_fill(source, most, cx);
+        match outcome {
+            Poll::Pending => self.wait(cx.waker()),
+            Poll::Ready(_) => self.place = None,
         }
-        Ok(())
+        outcome
+    }
+
+    /// Stands among the unfinished until more bytes come.
+    fn wait(&mut self, waker: &Waker) {
+        let next = || self.budget.next_place.fetch_add(1, Ordering::Relaxed);
+        let place = *self.place.get_or_insert_with(next);
+        let waiting = Waiting {
+            bytes: mem::replace(&mut self.bytes, Store::new()),
+            charged: self.charged,
+            waker: waker.clone(),
+        };
+        self.budget.unfinished().insert(place, waiting);
+        self.is_waiting = true;
     }
 
     /// Comes back from waiting: from here on nothing can end this body.
@@ -165,16 +227,11 @@ impl Unfinished {
     /// # Errors
     /// [`BodyError::Overloaded`] when this body had to give way.
     fn resume(&mut self) -> Result<(), BodyError> {
-        let Some(place) = self.place else {
-            return Ok(());
-        };
-        let waiting = self
-            .budget
-            .unfinished()
-            .pop(&place)
-            .ok_or(BodyError::Overloaded)?;
-        self.bytes = waiting.bytes;
-        self.place = None;
+        if let (true, Some(place)) = (self.is_waiting, self.place) {
+            let waiting = self.budget.unfinished().remove(&place);
+            self.bytes = waiting.ok_or(BodyError::Overloaded)?.bytes;
+            self.is_waiting = false;
+        }
         Ok(())
     }
 }
@@ -183,12 +240,12 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         let charged = match self.place {
             // Whoever ended it has taken its charge already.
-            Some(place) => self
+            Some(place) if self.is_waiting => self
                 .budget
                 .unfinished()
-                .pop(&place)
+                .remove(&place)
                 .map_or(0, |w| w.charged),
-            None => self.charged,
+            Some(_) | None => self.charged,
         };
         self.budget.used.fetch_sub(charged, Ordering::AcqRel);
     }
@@ -207,22 +264,18 @@ impl Body {
 
 /// Reads a body of at most `limit` bytes to its end; `see` is shown every byte once, in order.
 ///
-/// `announced` is its `Content-Length`, where there is one. Bytes are copied once, into memory
-/// that was charged to the budget first; a body that came in pieces of any size costs at most
-/// twice its length.
+/// `announced` is its `Content-Length`, where there is one. Bytes go into memory that was charged
+/// to the budget first; a body that came in pieces of any size costs at most twice its length.
 ///
 /// # Errors
 /// See [`BodyError`].
-pub async fn read<B>(
-    mut incoming: B,
+pub async fn read(
+    mut source: impl Source,
     announced: Option<u64>,
     limit: usize,
     budget: &Arc<Budget>,
     mut see: impl FnMut(&[u8]),
-) -> Result<Body, BodyError>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
+) -> Result<Body, BodyError> {
     let announced = announced.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let first = announced
         .unwrap_or(SMALL_RESERVATION)
@@ -233,50 +286,25 @@ where
         bytes: Store::new(),
         charged: 0,
         place: None,
+        is_waiting: false,
     };
     let expected = announced.unwrap_or_default().min(limit);
     body.grow(first, expected)?;
-    while let Some(data) = poll_fn(|cx| poll_data(&mut incoming, &mut body, cx)).await {
-        let data = data?;
-        let needed = body.bytes.len() + data.len();
-        if needed > limit {
-            return Err(BodyError::TooLarge);
-        }
-        if needed > body.charged {
-            // Fourfold towards a length that was announced, else twofold.
-            let ahead = match announced {
-                Some(length) => length.min(body.charged * 4),
-                None => body.charged * 2,
-            };
-            body.grow(ahead.max(needed).min(limit), expected)?;
-        }
-        see(&data);
-        body.bytes.extend(&data);
-    }
-    Ok(Body(body))
-}
-
-fn poll_data<B>(
-    incoming: &mut B,
-    body: &mut Unfinished,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, BodyError>>>
-where
-    B: http_body::Body<Data = Bytes> + Unpin,
-{
     loop {
-        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
-            let waits = body.wait(cx.waker());
-            return waits.map_or_else(|error| Poll::Ready(Some(Err(error))), |()| Poll::Pending);
-        };
-        let frame = match frame {
-            None => return Poll::Ready(body.resume().err().map(Err)),
-            Some(Err(_)) => return Poll::Ready(Some(Err(BodyError::Broken))),
-            Some(Ok(frame)) => frame,
-        };
-        // Trailers are not signed: they go no further.
-        if let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) {
-            return Poll::Ready(Some(body.resume().map(|()| data)));
+        let before = body.bytes.len();
+        let came = poll_fn(|cx| body.poll_read(&mut source, cx)).await?;
+        match came {
+            None => return Ok(Body(body)),
+            Some(0) if before >= limit => return Err(BodyError::TooLarge),
+            Some(0) => {
+                // Fourfold towards a length that was announced, else twofold.
+                let ahead = match announced {
+                    Some(length) => length.min(body.charged * 4),
+                    None => body.charged * 2,
+                };
+                body.grow(ahead.max(before + 1).min(limit), expected)?;
+            }
+            Some(_) => see(body.bytes.as_slice().get(before..).unwrap_or_default()),
         }
     }
 }

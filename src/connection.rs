@@ -2,7 +2,11 @@
 //!
 //! Owns every deadline a connection can miss (no first byte, slow head, slow body, slow reader,
 //! idle), with one timer for all of them, and the strict look at framing before the HTTP library
-//! sees a byte. What a request means is left to the gate; who may connect, to the server.
+//! sees a byte. The library gets heads and chunked bodies through [`Io`]; other bodies the gate
+//! reads itself, through [`Inflow`]. What a request means is left to the gate; who may connect, to
+//! the server.
+
+mod wire;
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,34 +16,48 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use bytes::BufMut;
+use hyper::{
+    body::{Body as _, Incoming},
+    rt::{Read, ReadBufCursor, Write},
+};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, Take},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     time::Sleep,
 };
 
+use self::wire::Wire;
 use crate::{
-    body::Budget,
-    framing::{Framing, Phase},
+    body::{BodyError, Budget, Frames, Source},
+    framing::Phase,
     limits::Limits,
     rejection::{Malformation, Rejection, parting_answer},
+    stream::Stream,
 };
 
 /// How long, and for how many bytes, a sender is listened to after the last answer, so that it can
 /// read that answer before the connection is reset.
-const LINGER: (Duration, u64) = (Duration::from_secs(2), 8 << 20);
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 8 << 20);
 /// Unfinished bodies beyond which each connection reads in small pieces: two thousand slow bodies
 /// must not pin two thousand large read buffers.
 const CROWD: usize = 64;
 /// Such a small piece, in bytes: below what makes the HTTP library grow its buffer.
-const SMALL_READ: u64 = 8 * 1024 - 1;
+const SMALL_READ: usize = 8 * 1024 - 1;
 
-/// What a connection and the gate tell each other about one sender.
+/// Gives back to the system what this thread keeps for its next read; to be called now and then.
+pub fn tidy() {
+    wire::tidy();
+}
+
+/// One sender's connection, as the HTTP library and the gate share it.
 #[derive(Debug)]
 pub struct Watch {
+    wire: RefCell<Wire>,
+    budget: Arc<Budget>,
     /// The other end, if it is an IP socket.
     pub peer: Option<IpAddr>,
     /// The same, written out once for all requests.
@@ -75,12 +93,19 @@ pub enum Verdict {
 
 impl Watch {
     /// A watch over a connection that was just accepted.
-    pub fn new(peer: Option<IpAddr>, proto: &'static str, limits: &Limits) -> Rc<Self> {
+    pub(crate) fn new(
+        socket: Stream,
+        peer: Option<IpAddr>,
+        limits: &Limits,
+        budget: Arc<Budget>,
+    ) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
+            wire: RefCell::new(Wire::new(socket)),
+            budget,
             peer,
             peer_text: peer.map(|peer| peer.to_canonical().to_string()),
-            proto,
+            proto: "http",
             header_timeout: limits.header_timeout,
             body_timeout: limits.body_timeout,
             idle_timeout: limits.idle_timeout,
@@ -158,66 +183,80 @@ impl Watch {
             (Phase::Body, None) => (since + self.body_timeout, Verdict::Slow),
         }
     }
-}
 
-/// A sender's socket as the HTTP library sees it.
-#[derive(Debug)]
-pub struct Io<S> {
-    socket: Take<S>,
-    framing: Framing,
-    watch: Rc<Watch>,
-    budget: Arc<Budget>,
-    is_at_end: bool,
-}
+    /// Reads from the socket, or ends the connection when nothing came in time.
+    fn poll_wire<T>(
+        &self,
+        cx: &mut Context<'_>,
+        phase: Phase,
+        read: impl FnOnce(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(came) = read(cx) {
+            return Poll::Ready(came);
+        }
+        let (at, verdict) = self.read_deadline(phase);
+        self.poll_deadline(cx, at).map(|()| {
+            self.verdict.set(Some(verdict));
+            Err(io::ErrorKind::TimedOut.into())
+        })
+    }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
-    /// Puts a socket under watch.
-    pub fn new(socket: S, watch: Rc<Watch>, budget: Arc<Budget>) -> Self {
-        let socket = socket.take(u64::MAX);
-        Self {
-            socket,
-            framing: Framing::new(),
-            watch,
-            budget,
-            is_at_end: false,
+    /// What is to be read of the body of the request that has begun.
+    pub fn inflow(&self, incoming: Incoming) -> Inflow<'_> {
+        let mut wire = self.wire.borrow_mut();
+        match wire.body_left() {
+            Some(length) => Inflow::Here(self, length),
+            None => {
+                wire.shrink();
+                let length = incoming.size_hint().exact();
+                Inflow::Library(Frames::new(incoming), length)
+            }
         }
     }
 
     /// Ends the connection: says why if the sender does not know yet, closes our side, and listens
     /// for a bounded time so that a sender that goes on sending can read what was said.
     ///
-    /// `unsaid` is what no HTTP answer was given for. Resolves within 2 × the linger time.
-    pub async fn finish(mut self, unsaid: Option<Rejection>) {
+    /// `unsaid` is what no HTTP answer was given for. Resolves within 3 × the linger time.
+    pub async fn finish(&self, unsaid: Option<Rejection>) {
+        let (time, most) = LINGER;
         if let Some(rejection) = unsaid {
             let answer = parting_answer(rejection);
-            let write = self.socket.get_mut().write_all(&answer);
-            let _ = tokio::time::timeout(LINGER.0, write).await;
+            let mut left = answer.as_slice();
+            let write =
+                poll_fn(|cx| pin!(self.wire.borrow_mut().socket.write_all_buf(&mut left)).poll(cx));
+            let _ = tokio::time::timeout(time, write).await;
         }
-        if self.socket.get_mut().shutdown().await.is_err() || self.is_at_end {
+        let close = poll_fn(|cx| Pin::new(&mut self.wire.borrow_mut().socket).poll_shutdown(cx));
+        let is_closed = matches!(tokio::time::timeout(time, close).await, Ok(Ok(())));
+        if !is_closed || self.wire.borrow().is_at_end {
             return;
         }
-        self.socket.set_limit(LINGER.1);
         // The buffer is on the stack only while it is used: it is no part of every connection.
+        let mut left = most;
         let drain = poll_fn(|cx| {
+            let mut wire = self.wire.borrow_mut();
             let mut sink = [0; 8 * 1024];
-            loop {
+            while left > 0 {
                 let mut buffer = ReadBuf::new(&mut sink);
-                match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
-                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                    Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
+                match ready!(Pin::new(&mut wire.socket).poll_read(cx, &mut buffer)) {
+                    Ok(()) if !buffer.filled().is_empty() => {
+                        left = left.saturating_sub(buffer.filled().len());
+                    }
+                    Ok(()) | Err(_) => break,
                 }
             }
+            Poll::Ready(())
         });
-        let _ = tokio::time::timeout(LINGER.0, drain).await;
+        let _ = tokio::time::timeout(time, drain).await;
     }
 
     /// What to tell a sender whose connection ended without a request that could be answered.
     pub fn unsaid(&self) -> Option<Rejection> {
-        if self.watch.is_said.get() || self.watch.body_until.get().is_some() {
+        if self.is_said.get() || self.body_until.get().is_some() {
             return None;
         }
-        match self.watch.verdict()? {
+        match self.verdict()? {
             Verdict::Ambiguous => Some(Rejection::Malformed(Malformation::Framing)),
             Verdict::Slow => Some(Rejection::Timeout),
             Verdict::Idle | Verdict::SlowReader => None,
@@ -225,92 +264,125 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+/// A request's body, to be read.
+#[derive(Debug)]
+pub enum Inflow<'w> {
+    /// From the connection, this many bytes.
+    Here(&'w Watch, u64),
+    /// From the HTTP library.
+    Library(Frames<Incoming>, Option<u64>),
+}
+
+impl Inflow<'_> {
+    /// Its length, where that was announced.
+    pub fn announced(&self) -> Option<u64> {
+        match self {
+            Self::Here(_, length) => Some(*length),
+            Self::Library(_, length) => *length,
+        }
+    }
+}
+
+impl Source for Inflow<'_> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut impl BufMut,
+    ) -> Poll<Result<Option<usize>, BodyError>> {
+        let watch = match self {
+            Self::Here(watch, _) => watch,
+            Self::Library(frames, _) => return frames.poll_read(cx, room),
+        };
+        let mut wire = watch.wire.borrow_mut();
+        if wire.body_left() == Some(0) {
+            return Poll::Ready(Ok(None));
+        }
+        if room.remaining_mut() == 0 {
+            return Poll::Ready(Ok(Some(0)));
+        }
+        let came = watch.poll_wire(cx, Phase::Body, |cx| wire.poll_body(cx, room));
+        match ready!(came) {
+            Ok(0) | Err(_) => Poll::Ready(Err(BodyError::Broken)),
+            Ok(came) => Poll::Ready(Ok(Some(came))),
+        }
+    }
+}
+
+/// A sender's connection as the HTTP library sees it.
+#[derive(Debug)]
+pub struct Io(pub Rc<Watch>);
+
+impl Read for Io {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
+        mut room: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.watch.verdict().is_some() {
+        let watch = &*self.0;
+        if watch.verdict().is_some() {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let phase = this.framing.phase();
-        let is_crowded = phase == Phase::Body && this.budget.waiting() > CROWD;
-        this.socket
-            .set_limit(if is_crowded { SMALL_READ } else { u64::MAX });
-        let before = buf.filled().len();
-        let Poll::Ready(outcome) = Pin::new(&mut this.socket).poll_read(cx, buf) else {
-            let (at, verdict) = this.watch.read_deadline(phase);
-            return this.watch.poll_deadline(cx, at).map(|()| {
-                this.watch.verdict.set(Some(verdict));
-                Err(io::ErrorKind::TimedOut.into())
-            });
-        };
-        outcome?;
-        let came = buf.filled().get(before..).unwrap_or_default();
-        this.is_at_end = came.is_empty();
-        if phase == Phase::Between && this.watch.body_until.get().is_none() && !came.is_empty() {
-            this.watch.since.set(Instant::now());
+        let mut wire = watch.wire.borrow_mut();
+        let mut most = room.remaining();
+        // A body that nobody read is passed over before the next head.
+        while !wire.skip_body() || wire.is_empty() {
+            let phase = wire.phase();
+            let is_libraries = phase == Phase::Body && wire.body_left().is_none();
+            if is_libraries && watch.budget.waiting() > CROWD {
+                most = most.min(SMALL_READ);
+            }
+            let most = if is_libraries { most } else { usize::MAX };
+            let came = ready!(watch.poll_wire(cx, phase, |cx| wire.poll_fill(cx, most)))?;
+            if came == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if phase == Phase::Between && watch.body_until.get().is_none() {
+                watch.since.set(Instant::now());
+            }
         }
-        if let Err(ambiguous) = this.framing.push(came) {
-            this.watch.verdict.set(Some(Verdict::Ambiguous));
+        if let Err(ambiguous) = wire.pass_on(most, |bytes| room.put_slice(bytes)) {
+            watch.verdict.set(Some(Verdict::Ambiguous));
             if ambiguous.after == 0 {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
-            buf.set_filled(before + ambiguous.after);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
+impl Io {
     /// Bounds how long our answer may stay unread, from the first moment it could not be sent on.
     fn bound<T>(&self, cx: &mut Context<'_>, sent: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let watch = &*self.0;
         if sent.is_ready() {
             return sent;
         }
-        let since = self.watch.blocked_since.get().unwrap_or_else(Instant::now);
-        self.watch.blocked_since.set(Some(since));
-        self.watch
-            .poll_deadline(cx, since + self.watch.body_timeout)
+        let since = watch.blocked_since.get().unwrap_or_else(Instant::now);
+        watch.blocked_since.set(Some(since));
+        watch
+            .poll_deadline(cx, since + watch.body_timeout)
             .map(|()| {
-                self.watch.verdict.set(Some(Verdict::SlowReader));
+                watch.verdict.set(Some(Verdict::SlowReader));
                 Err(io::ErrorKind::TimedOut.into())
             })
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Io<S> {
+impl Write for Io {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &[u8],
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let sent = Pin::new(this.socket.get_mut()).poll_write(cx, buf);
-        this.bound(cx, sent)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let sent = Pin::new(this.socket.get_mut()).poll_write_vectored(cx, bufs);
-        this.bound(cx, sent)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.get_ref().is_write_vectored()
+        let sent = Pin::new(&mut self.0.wire.borrow_mut().socket).poll_write(cx, bytes);
+        self.bound(cx, sent)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().socket.get_mut()).poll_flush(cx)
+        Pin::new(&mut self.0.wire.borrow_mut().socket).poll_flush(cx)
     }
 
-    /// Does nothing: closing is [`Io::finish`]'s, which can say something first.
+    /// Does nothing: closing is [`Watch::finish`]'s, which can say something first.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -7,6 +7,8 @@
 //! passes is read by the library in the same way. [`Chunks`] undoes the chunked coding of an
 //! upstream's answer under the same rules. It is pure, and owns no deadline.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 /// Longest piece of framing kept while the rest of its line is on the way, in bytes; a longer
@@ -14,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 const LINE_LIMIT: usize = 256;
 const CONTENT_LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
+const EXPECT: &[u8] = b"expect";
 /// Most bytes in a trailer section.
 const TRAILERS_LIMIT: usize = 8 * 1024;
 
@@ -22,6 +25,16 @@ const TRAILERS_LIMIT: usize = 8 * 1024;
 pub(crate) struct Ambiguous {
     /// How many bytes before it were fine.
     pub(crate) after: usize,
+}
+
+/// What [`Framing::push`] took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pushed {
+    /// How many bytes.
+    pub(crate) taken: usize,
+    /// They end with a whole head, and this many bytes of body follow that the HTTP library will
+    /// not ask for.
+    pub(crate) body: Option<u64>,
 }
 
 /// What the connection is in the middle of.
@@ -45,6 +58,10 @@ pub(crate) struct Framing {
     length: Option<u64>,
     chunked: bool,
     first_line: bool,
+    /// The head began in the bytes at hand, and nothing in it asks for more than they hold.
+    is_in_hand: bool,
+    /// Where in the bytes at hand the digits of `Content-Length` stand.
+    digits: Range<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +88,8 @@ impl Framing {
             length: None,
             chunked: false,
             first_line: true,
+            is_in_hand: false,
+            digits: 0..0,
         }
     }
 
@@ -84,22 +103,42 @@ impl Framing {
         }
     }
 
-    /// Follows the next bytes of the connection.
+    /// Follows the next bytes of the connection, at most to the end of one request.
+    ///
+    /// Where a head came in one piece and announces a body by its length, it takes the head alone
+    /// and leaves the body to the caller: the digits of `Content-Length` are overwritten with
+    /// zeros, so that the HTTP library, which gets what was taken, looks for no body. A request
+    /// that waits for `100 Continue`, a head in pieces and a chunked body are the library's.
     ///
     /// # Errors
     /// [`Ambiguous`] at the first byte of a line that is not to be trusted; nothing after it may
     /// reach the HTTP library.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), Ambiguous> {
-        let mut rest = bytes;
-        while let Some(&first) = rest.first() {
-            let after = bytes.len() - rest.len();
-            rest = self.step(first, rest).ok_or(Ambiguous { after })?;
+    pub(crate) fn push(&mut self, bytes: &mut [u8]) -> Result<Pushed, Ambiguous> {
+        self.is_in_hand = false;
+        let mut taken = 0;
+        while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
+            let was_between = self.at == At::Between;
+            let left = self.step(rest, taken).ok_or(Ambiguous { after: taken })?;
+            taken = bytes.len() - left.len();
+            if let (At::Sized(length), true) = (self.at, self.is_in_hand) {
+                if let Some(digits) = bytes.get_mut(self.digits.clone()) {
+                    digits.fill(b'0');
+                }
+                self.at = At::Between;
+                let body = Some(length);
+                return Ok(Pushed { taken, body });
+            }
+            if self.at == At::Between && !was_between {
+                break;
+            }
         }
-        Ok(())
+        Ok(Pushed { taken, body: None })
     }
 
-    /// Takes one line, or as much of a body as there is; `None` is ambiguity.
-    fn step<'b>(&mut self, first: u8, rest: &'b [u8]) -> Option<&'b [u8]> {
+    /// Takes one line, or as much of a body as there is; `None` is ambiguity. `start`: where in the
+    /// bytes at hand the rest begins.
+    fn step<'b>(&mut self, rest: &'b [u8], start: usize) -> Option<&'b [u8]> {
+        let first = *rest.first()?;
         match self.at {
             // Empty lines before a request line are passed over (RFC 9112 §2.2).
             At::Between if matches!(first, b'\r' | b'\n') && self.line.is_empty() => {
@@ -115,6 +154,7 @@ impl Framing {
             }
             At::Between => {
                 (self.length, self.chunked, self.first_line) = (None, false, true);
+                self.is_in_hand = true;
                 self.at = At::Head;
                 Some(rest)
             }
@@ -122,11 +162,11 @@ impl Framing {
                 Some(end) => {
                     let (line, next) = (rest.get(..end)?, rest.get(end + 1..)?);
                     if self.line.is_empty() {
-                        self.head_line(line)?;
+                        self.head_line(line, start)?;
                     } else {
                         let mut whole = std::mem::take(&mut self.line);
                         whole.extend_from_slice(line);
-                        self.head_line(&whole)?;
+                        self.head_line(&whole, start)?;
                         whole.clear();
                         self.line = whole;
                     }
@@ -225,8 +265,8 @@ impl Framing {
         }
     }
 
-    /// One line of the head, without its LF.
-    fn head_line(&mut self, line: &[u8]) -> Option<()> {
+    /// One line of the head, without its LF, which began at `start`.
+    fn head_line(&mut self, line: &[u8], start: usize) -> Option<()> {
         let line = line.strip_suffix(b"\r")?;
         if line.is_empty() {
             self.at = match (self.chunked, self.length) {
@@ -247,11 +287,15 @@ impl Framing {
                 && digits.bytes().all(|b| b.is_ascii_digit())
                 && self.length.is_none();
             self.length = Some(digits.parse().ok().filter(|_| is_plain)?);
+            let place = place_of(line, value)?;
+            self.digits = start + place.start..start + place.end;
         } else if let Some(value) = value_of(line, CODING) {
             if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
                 return None;
             }
             self.chunked = true;
+        } else if value_of(line, EXPECT).is_some() {
+            self.is_in_hand = false;
         }
         Some(())
     }
@@ -386,6 +430,12 @@ fn skip(rest: &[u8], left: u64) -> Option<(&[u8], u64)> {
     Some((rest.get(usize::try_from(here).ok()?..)?, left - here))
 }
 
+/// Where `part` lies in `whole`, of which it is a slice.
+pub(crate) fn place_of(whole: &[u8], part: &[u8]) -> Option<Range<usize>> {
+    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    (start + part.len() <= whole.len()).then(|| start..start + part.len())
+}
+
 /// The value of the header line with this lower-case name, spaces around it trimmed.
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let (head, tail) = line.split_at_checked(name.len())?;
@@ -431,14 +481,51 @@ mod tests {
 
     const HEAD: &str = "POST / HTTP/1.1\r\nHost: a\r\n";
 
-    fn push(text: &str) -> Result<Phase, Ambiguous> {
+    /// A connection: the framing, and the bodies that it leaves to its caller.
+    struct Follower {
+        framing: Framing,
+        body: u64,
+    }
+
+    impl Follower {
+        fn new() -> Self {
+            let framing = Framing::new();
+            Self { framing, body: 0 }
+        }
+
+        /// Follows a piece; where it stops being trustworthy.
+        fn push(&mut self, piece: &[u8]) -> Result<(), usize> {
+            let mut bytes = piece.to_vec();
+            let mut at = 0;
+            while at < bytes.len() {
+                let skipped = usize::try_from(self.body).unwrap().min(bytes.len() - at);
+                self.body -= skipped as u64;
+                at += skipped;
+                let pushed = self.framing.push(&mut bytes[at..]);
+                let pushed = pushed.map_err(|ambiguous| at + ambiguous.after)?;
+                at += pushed.taken;
+                self.body = pushed.body.unwrap_or(self.body);
+            }
+            Ok(())
+        }
+
+        fn phase(&self) -> Phase {
+            if self.body > 0 {
+                Phase::Body
+            } else {
+                self.framing.phase()
+            }
+        }
+    }
+
+    fn push(text: &str) -> Result<Phase, usize> {
         // Whole, byte by byte, and cut in two anywhere: always the same.
         let outcome = |pieces: &[&[u8]]| {
-            let mut framing = Framing::new();
+            let mut follower = Follower::new();
             pieces
                 .iter()
-                .try_for_each(|p| framing.push(p).map_err(|_| ()))?;
-            Ok(framing.phase())
+                .try_for_each(|p| follower.push(p).map_err(|_| ()))?;
+            Ok(follower.phase())
         };
         let whole: Result<Phase, ()> = outcome(&[text.as_bytes()]);
         let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
@@ -447,8 +534,48 @@ mod tests {
             let (a, b) = text.as_bytes().split_at(cut);
             assert_eq!(outcome(&[a, b]), whole, "cut at {cut}: {text:?}");
         }
-        let mut framing = Framing::new();
-        framing.push(text.as_bytes()).map(|()| framing.phase())
+        let mut follower = Follower::new();
+        follower.push(text.as_bytes()).map(|()| follower.phase())
+    }
+
+    #[test]
+    fn the_library_sees_no_length_of_a_body_that_it_does_not_get() {
+        let head = format!("{HEAD}content-length:  12 \r\nX: 1\r\n\r\n");
+        let mut bytes = format!("{head}Hello, world").into_bytes();
+        let pushed = Framing::new().push(&mut bytes);
+        let (taken, body) = (head.len(), Some(12));
+        assert_eq!(pushed, Ok(Pushed { taken, body }));
+        let masked = head.replace("12", "00");
+        assert_eq!(bytes, format!("{masked}Hello, world").into_bytes());
+    }
+
+    #[test]
+    fn a_body_is_the_librarys_when_its_head_came_in_pieces_or_waits_to_be_asked() {
+        let asks = format!("{HEAD}Content-Length: 3\r\nExpect: 100-continue\r\n\r\nabc");
+        let plain = format!("{HEAD}Content-Length: 3\r\n\r\nabc");
+        let mut bytes = asks.clone().into_bytes();
+        let (taken, body) = (asks.len(), None);
+        assert_eq!(Framing::new().push(&mut bytes), Ok(Pushed { taken, body }));
+        assert_eq!(bytes, asks.into_bytes());
+        for cut in 1..plain.len() - 4 {
+            let mut framing = Framing::new();
+            let mut first = plain.as_bytes()[..cut].to_vec();
+            let mut second = plain.as_bytes()[cut..].to_vec();
+            framing.push(&mut first).unwrap();
+            let (taken, body) = (second.len(), None);
+            assert_eq!(framing.push(&mut second), Ok(Pushed { taken, body }));
+            assert_eq!([first, second].concat(), plain.as_bytes(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn no_more_than_one_request_is_taken_at_a_time() {
+        let chunked = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n");
+        for request in [chunked, format!("{HEAD}\r\n")] {
+            let mut bytes = request.repeat(2).into_bytes();
+            let (taken, body) = (request.len(), None);
+            assert_eq!(Framing::new().push(&mut bytes), Ok(Pushed { taken, body }));
+        }
     }
 
     #[test]
@@ -542,11 +669,10 @@ mod tests {
     #[test]
     fn what_came_before_ambiguity_is_told_apart() {
         let first = format!("{HEAD}\r\n");
-        let mut framing = Framing::new();
         let both = format!("{first}POST / HTTP/1.1\nHost: a\r\n\r\n");
-        assert_eq!(
-            framing.push(both.as_bytes()),
-            Err(Ambiguous { after: first.len() })
-        );
+        assert_eq!(push(&both), Err(first.len()));
+        let torn = format!("{HEAD}X: 1\n\r\n");
+        let ambiguous = Framing::new().push(&mut torn.clone().into_bytes());
+        assert_eq!(ambiguous, Err(Ambiguous { after: HEAD.len() }));
     }
 }

@@ -16,7 +16,6 @@ use std::{
 };
 
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
-use http_body::Body as _;
 use hyper::body::Incoming;
 
 pub use self::live::{Live, Shared};
@@ -26,7 +25,7 @@ use self::{
 };
 use crate::{
     body::{self, Body, BodyError},
-    connection::{Verdict, Watch},
+    connection::{self, Verdict, Watch},
     dedup::{Ask, Claim, Decision, Ended, Fingerprint},
     endpoint::{Endpoint, MissingKey, is_trusted},
     event,
@@ -110,6 +109,7 @@ impl Gate {
             .for_each(|pool| pool.sweep());
         self.shared.table.sweep(now);
         body::tidy();
+        connection::tidy();
         // The allocator gives memory back when something large is freed, and not by itself: after a
         // burst of bodies an idle thread would hold on to it.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(PURGE)));
@@ -150,12 +150,11 @@ impl Gate {
         visit.enter(lane);
         let endpoint = &*lane.endpoint;
         check_remainder(remainder)?;
-        visit.closes = incoming
-            .size_hint()
-            .upper()
-            .is_none_or(|size| size > UNREAD_LIMIT)
+        let inflow = watch.inflow(incoming);
+        let announced = inflow.announced();
+        visit.closes = announced.is_none_or(|size| size > UNREAD_LIMIT)
             || head.headers.contains_key(header::EXPECT);
-        let announced = refuse_early(endpoint, head, &incoming)?;
+        refuse_early(endpoint, head, announced)?;
 
         let signed = SignedRequest {
             headers: &head.headers,
@@ -178,7 +177,7 @@ impl Gate {
             }
         };
         let body = body::read(
-            incoming,
+            inflow,
             announced,
             endpoint.max_body,
             &self.shared.budget,
@@ -412,20 +411,19 @@ fn check_remainder(remainder: &str) -> Result<(), Rejection> {
 fn refuse_early(
     endpoint: &Endpoint,
     head: &Parts,
-    incoming: &Incoming,
-) -> Result<Option<u64>, Rejection> {
+    announced: Option<u64>,
+) -> Result<(), Rejection> {
     if head.method != Method::POST {
         return Err(Rejection::Method);
     }
     if !endpoint.active {
         return Err(Rejection::Inactive);
     }
-    let announced = incoming.size_hint().exact();
     let limit = u64::try_from(endpoint.max_body).unwrap_or(u64::MAX);
     if announced.is_some_and(|length| length > limit) {
         return Err(Rejection::BodyTooLarge);
     }
-    Ok(announced)
+    Ok(())
 }
 
 /// The idempotency key in a header, where the scheme keeps it there.

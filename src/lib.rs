@@ -41,6 +41,8 @@ pub mod connection;
 pub mod gate;
 // Every metric name and label.
 pub mod metrics;
+// TCP, TLS or a Unix socket.
+mod stream;
 // One event to the application: a connection, one request, its answer.
 pub mod upstream;
 

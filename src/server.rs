@@ -24,11 +24,9 @@ use std::{
 
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener},
     sync::watch,
     task::JoinSet,
 };
@@ -39,6 +37,7 @@ use crate::{
     gate::{Gate, Live},
     limits::Limits,
     rejection::{Malformation, Rejection, parting_answer},
+    stream::Stream,
     upstream::AnswerBody,
 };
 
@@ -144,10 +143,8 @@ enum Listener {
     Unix(UnixListener),
 }
 
-enum Accepted {
-    Tcp(TcpStream, IpAddr),
-    Unix(UnixStream),
-}
+/// A connection, and its other end if that is an IP socket.
+type Accepted = (Stream, Option<IpAddr>);
 
 impl Listener {
     fn new(socket: Socket) -> io::Result<Self> {
@@ -162,11 +159,11 @@ impl Listener {
             Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(tcp, peer)| {
                 // Answers are written whole; nothing is gained by waiting for more.
                 let _ = tcp.set_nodelay(true);
-                Accepted::Tcp(tcp, peer.ip())
+                (Stream::Tcp(tcp), Some(peer.ip()))
             }),
             Self::Unix(unix) => unix
                 .poll_accept(cx)
-                .map_ok(|(unix, _)| Accepted::Unix(unix)),
+                .map_ok(|(unix, _)| (Stream::Unix(unix), None)),
         }
     }
 }
@@ -288,39 +285,28 @@ fn accept_now(listeners: &[Listener]) -> Option<io::Result<Accepted>> {
 }
 
 impl<H: Handler> Connections<H> {
-    fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
+    fn welcome(self: Rc<Self>, (socket, peer): Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let Some(doors) = self.doors.enter(limits.max_connections) else {
             self.handler.refused(Rejection::Overloaded);
-            turn_away(&accepted);
+            turn_away(&socket);
             return;
         };
-        let guard = Guard(doors);
-        match accepted {
-            Accepted::Tcp(tcp, peer) => {
-                tasks.spawn_local(self.serve(tcp, Some(peer), limits, guard));
-            }
-            Accepted::Unix(unix) => {
-                tasks.spawn_local(self.serve(unix, None, limits, guard));
-            }
-        }
+        tasks.spawn_local(self.serve(socket, peer, limits, Guard(doors)));
     }
 
-    async fn serve<S>(
+    async fn serve(
         self: Rc<Self>,
-        socket: S,
+        socket: Stream,
         peer: Option<IpAddr>,
         limits: Limits,
         _guard: Guard,
-    ) where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
-        let watch = Watch::new(peer, "http", &limits);
-        let io = TokioIo::new(Io::new(socket, watch.clone(), self.budget.clone()));
+    ) {
+        let watch = Watch::new(socket, peer, &limits, self.budget.clone());
+        let io = Io(watch.clone());
         let service = service_fn(|request| {
             let (here, watch) = (self.clone(), watch.clone());
-            // Boxed: an idle connection holds no room for a request's state.
-            Box::pin(async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) })
+            async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) }
         });
         let mut connection = builder(&limits).serve_connection(io, service);
         let place = Place::new(&self);
@@ -334,8 +320,8 @@ impl<H: Handler> Connections<H> {
             Pin::new(&mut connection).poll(cx)
         })
         .await;
-        let io = connection.into_parts().io.into_inner();
-        let unsaid = io.unsaid();
+        drop(connection);
+        let unsaid = watch.unsaid();
         // Only the library saw these, and answered them: 431, or 400.
         let heard = outcome.err().and_then(|error| match () {
             () if watch.verdict().is_some() => None,
@@ -346,7 +332,7 @@ impl<H: Handler> Connections<H> {
         if let Some(rejection) = unsaid.or(heard) {
             self.handler.refused(rejection);
         }
-        io.finish(unsaid).await;
+        watch.finish(unsaid).await;
     }
 }
 
@@ -395,19 +381,21 @@ impl Drop for Guard {
 }
 
 /// Says 503 to a connection there is no room for, without waiting for anything.
-fn turn_away(accepted: &Accepted) {
+fn turn_away(socket: &Stream) {
     let answer = parting_answer(Rejection::Overloaded);
     let mut sink = [0; 1024];
     // Whether it is heard is the sender's affair; what it sent is read so that it can be.
-    let _ = match accepted {
-        Accepted::Tcp(tcp, _) => {
+    let _ = match socket {
+        Stream::Tcp(tcp) => {
             let _ = tcp.try_read(&mut sink);
             tcp.try_write(&answer)
         }
-        Accepted::Unix(unix) => {
+        Stream::Unix(unix) => {
             let _ = unix.try_read(&mut sink);
             unix.try_write(&answer)
         }
+        // Its handshake has not begun: nothing can be said.
+        Stream::Tls(_) => Ok(0),
     };
 }
 

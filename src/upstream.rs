@@ -35,12 +35,13 @@ use tokio::io::AsyncWrite as _;
 pub use self::answer::AnswerBody;
 use self::{
     answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
-    connect::{Route, Stream},
+    connect::Route,
 };
 use crate::{
     endpoint,
     framing::Piece,
     headers::{self, RequestHead},
+    stream::Stream,
 };
 
 /// An answer up to this size is read whole before its head goes to the sender, so that a break-off

@@ -3,9 +3,15 @@
 //! Pages go back to the system the moment a body is dropped, whatever the allocator thinks of it;
 //! a few are kept by each thread for its next body, because fresh pages cost more than hashing does.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    task::{Context, Poll},
+};
 
+use bytes::BufMut as _;
 use memmap2::MmapMut;
+
+use super::{BodyError, Source};
 
 /// From this many bytes on a body has pages of its own.
 const MAPPED: usize = 64 * 1024;
@@ -96,16 +102,22 @@ impl Store {
         true
     }
 
-    /// Adds bytes, for which there is room.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
+    /// Takes the next bytes, at most `most`, for which there is room, as [`Source::poll_read`].
+    pub(super) fn poll_fill(
+        &mut self,
+        source: &mut impl Source,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<usize>, BodyError>> {
         match &mut self.mapped {
-            None => self.heap.extend_from_slice(bytes),
+            None => source.poll_read(cx, &mut (&mut self.heap).limit(most)),
             Some((map, len)) => {
-                let end = *len + bytes.len();
-                if let Some(rest) = map.get_mut(*len..end) {
-                    rest.copy_from_slice(bytes);
-                    *len = end;
+                let room = map.get_mut(*len..).unwrap_or_default();
+                let came = source.poll_read(cx, &mut room.limit(most));
+                if let Poll::Ready(Ok(Some(came))) = came {
+                    *len += came;
                 }
+                came
             }
         }
     }
@@ -146,7 +158,21 @@ fn keep(map: MmapMut) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::{BufMut, Bytes};
+
     use super::*;
+
+    impl Source for Bytes {
+        fn poll_read(
+            &mut self,
+            _: &mut Context<'_>,
+            room: &mut impl BufMut,
+        ) -> Poll<Result<Option<usize>, BodyError>> {
+            let here = self.len().min(room.remaining_mut());
+            room.put(self.split_to(here));
+            Poll::Ready(Ok(Some(here)))
+        }
+    }
 
     #[test]
     fn bytes_survive_every_move_between_heap_and_pages() {
@@ -154,10 +180,12 @@ mod tests {
             let mut store = Store::new();
             let mut bytes = Vec::new();
             for piece in 0..200_u8 {
-                let piece = vec![piece; 1000];
+                let mut piece = Bytes::from(vec![piece; 1000]);
                 assert!(store.reserve(store.len() + piece.len(), expected));
-                store.extend(&piece);
-                bytes.extend(piece);
+                bytes.extend_from_slice(&piece);
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                let came = store.poll_fill(&mut piece, 1000, &mut cx);
+                assert_eq!(came, Poll::Ready(Ok(Some(1000))));
                 assert!(store.as_slice() == bytes, "{} of {expected}", bytes.len());
             }
         }

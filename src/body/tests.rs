@@ -23,13 +23,13 @@ impl http_body::Body for Script {
     }
 }
 
-fn script<const N: usize>(pieces: [Option<&'static [u8]>; N]) -> Script {
-    Script(
+fn script<const N: usize>(pieces: [Option<&'static [u8]>; N]) -> Frames<Script> {
+    Frames::new(Script(
         pieces
             .into_iter()
             .map(|p| p.map(Bytes::from_static))
             .collect(),
-    )
+    ))
 }
 
 #[derive(Default)]
@@ -87,7 +87,13 @@ fn single_bytes_cost_at_most_twice_their_number() {
         .map(|_| Some(Bytes::from_static(b"x")))
         .chain([None])
         .collect();
-    let mut read = Box::pin(read(Script(pieces), None, 1 << 20, &budget, |_| ()));
+    let mut read = Box::pin(read(
+        Frames::new(Script(pieces)),
+        None,
+        1 << 20,
+        &budget,
+        |_| (),
+    ));
     assert!(poll(read.as_mut(), &Arc::default()).is_pending());
     assert!(budget.used() <= 600_000, "{}", budget.used());
 }

@@ -11,8 +11,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncReadExt as _;
 
-use super::{Connection, connect::Stream};
-use crate::framing::{Chunks, Piece};
+use super::Connection;
+use crate::{
+    framing::{Chunks, Piece, place_of},
+    stream::Stream,
+};
 
 /// Most bytes in the head of an answer.
 const HEAD_LIMIT: usize = 64 * 1024;
@@ -96,7 +99,7 @@ pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelli
             .map(|field| {
                 (
                     HeaderName::from_bytes(field.name.as_bytes()),
-                    range(buffer, field.value),
+                    place_of(buffer, field.value),
                 )
             })
             .collect();
@@ -116,12 +119,6 @@ pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelli
             keeps_alive,
         }));
     }
-}
-
-/// Where `part` lies in `whole`, of which it is a slice.
-fn range(whole: &[u8], part: &[u8]) -> Option<std::ops::Range<usize>> {
-    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
-    (start + part.len() <= whole.len()).then(|| start..start + part.len())
 }
 
 fn framing(

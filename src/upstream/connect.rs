@@ -3,21 +3,19 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use crate::endpoint::{TlsMaterial, Transport};
+use crate::{
+    endpoint::{TlsMaterial, Transport},
+    stream::Stream,
+};
 
 /// How long an address found for a name is used before it is looked up again.
 const ADDRESS_LIFE: Duration = Duration::from_secs(30);
@@ -83,9 +81,8 @@ impl Route {
                     return Err(io::ErrorKind::Unsupported.into());
                 };
                 let connector = TlsConnector::from(config.clone());
-                Ok(Stream::Tls(Box::new(
-                    connector.connect(name.clone(), tcp).await?,
-                )))
+                let tls = connector.connect(name.clone(), tcp).await?;
+                Ok(Stream::Tls(Box::new(tls.into())))
             }
         }
     }
@@ -176,76 +173,5 @@ fn client_config(material: &TlsMaterial) -> Result<ClientConfig, String> {
         Some((chain, key)) => builder
             .with_client_auth_cert(chain.clone(), key.clone_key())
             .map_err(|_| "client_cert and client_key do not belong together".to_owned()),
-    }
-}
-
-/// An open connection.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    /// Whether an idle connection is still usable: open, and nothing unasked-for has arrived.
-    ///
-    /// Costs no system call while the socket has no news.
-    pub(super) fn is_quiet(&mut self) -> bool {
-        let mut byte = [0; 1];
-        let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(self)
-            .poll_read(&mut cx, &mut ReadBuf::new(&mut byte))
-            .is_pending()
-    }
-}
-
-macro_rules! each {
-    ($self:expr, $stream:ident => $do:expr) => {
-        match $self.get_mut() {
-            Stream::Tcp($stream) => $do,
-            Stream::Tls($stream) => $do,
-            Stream::Unix($stream) => $do,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        each!(self, s => Pin::new(s).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_shutdown(cx))
     }
 }
