@@ -3,7 +3,7 @@
 //! Owns reading one string out of a JSON body without building the rest of it. It never decides
 //! whether a body is delivered: a body that is no JSON is an event like any other.
 
-use std::{cell::RefCell, fmt};
+use std::{borrow::Cow, cell::RefCell, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -12,16 +12,14 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 /// Reading stops at the value: what comes after it is not looked at. Of members with the same
 /// name, the first counts. Integers are given in decimal.
 pub fn text_at(body: &[u8], pointer: &str) -> Option<String> {
-    let path: Vec<String> = pointer
-        .strip_prefix('/')?
-        .split('/')
-        .map(|t| t.replace("~1", "/").replace("~0", "~"))
-        .collect();
+    if !pointer.starts_with('/') {
+        return None;
+    }
     let found = RefCell::new(None);
     let mut json = serde_json::Deserializer::from_slice(body);
     // Ends with an error at the value on purpose; what was found is what counts.
     let _ = Walk {
-        path: &path,
+        path: pointer,
         found: &found,
     }
     .deserialize(&mut json);
@@ -29,11 +27,24 @@ pub fn text_at(body: &[u8], pointer: &str) -> Option<String> {
 }
 
 struct Walk<'a> {
-    path: &'a [String],
+    /// What is left of the pointer.
+    path: &'a str,
     found: &'a RefCell<Option<String>>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// The first name on the way, and the way from there.
+    fn step(&self) -> Option<(Cow<'a, str>, &'a str)> {
+        let path = self.path.strip_prefix('/')?;
+        let end = path.find('/').unwrap_or(path.len());
+        let (name, rest) = path.split_at_checked(end)?;
+        let name = match name.contains('~') {
+            true => Cow::Owned(name.replace("~1", "/").replace("~0", "~")),
+            false => Cow::Borrowed(name),
+        };
+        Some((name, rest))
+    }
+
     fn keep<E: serde::de::Error>(&self, text: String) -> Result<(), E> {
         if self.path.is_empty() {
             *self.found.borrow_mut() = Some(text);
@@ -70,10 +81,10 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Some((wanted, path)) = self.path.split_first() else {
+        let Some((wanted, path)) = self.step() else {
             return Err(serde::de::Error::custom("an object, not a string"));
         };
-        while let Some(is_wanted) = members.next_key_seed(Is(wanted))? {
+        while let Some(is_wanted) = members.next_key_seed(Is(&wanted))? {
             if is_wanted {
                 return members.next_value_seed(Walk {
                     path,
@@ -86,7 +97,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let Some((wanted, path)) = self.path.split_first() else {
+        let Some((wanted, path)) = self.step() else {
             return Err(serde::de::Error::custom("an array, not a string"));
         };
         let wanted: usize = wanted.parse().map_err(serde::de::Error::custom)?;

@@ -9,6 +9,7 @@ mod live;
 mod visit;
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
@@ -396,6 +397,9 @@ fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
 
 /// Refuses a remainder that would climb out of the upstream's path, spelled in any way.
 fn check_remainder(remainder: &str) -> Result<(), Rejection> {
+    if remainder.is_empty() {
+        return Ok(());
+    }
     let lower = remainder.to_ascii_lowercase();
     let plain = lower.replace("%2e", ".");
     let climbs = plain
@@ -510,10 +514,11 @@ impl Relay<'_> {
         };
         let is_protected =
             |name: &http::HeaderName| endpoint.scheme.header_names().any(|n| n == name);
-        let mut head = headers::request_head(&self.head.headers, &forward, is_protected);
+        let room = self.pool.spare_room();
+        let head = headers::request_head(room, &self.head.headers, &forward, is_protected);
         let sent = self
             .pool
-            .send(&mut head, body.as_bytes(), keyed, endpoint.deadline);
+            .send(head, body.as_bytes(), keyed, endpoint.deadline);
         let metrics = &self.lane.metrics;
         match self.watch.until(visit.deadline(endpoint), sent).await {
             Some(Ok(answer)) => {
@@ -536,7 +541,14 @@ impl Relay<'_> {
 }
 
 /// The upstream's path and query with the sender's remainder and query behind them.
-fn target(upstream: &crate::endpoint::Upstream, remainder: &str, query: Option<&str>) -> String {
+fn target<'u>(
+    upstream: &'u crate::endpoint::Upstream,
+    remainder: &str,
+    query: Option<&str>,
+) -> Cow<'u, str> {
+    if remainder.is_empty() && query.is_none() && upstream.query.is_none() {
+        return Cow::Borrowed(&upstream.path);
+    }
     let mut target = String::with_capacity(upstream.path.len() + remainder.len() + 64);
     target.push_str(&upstream.path);
     if !remainder.is_empty() {
@@ -550,7 +562,7 @@ fn target(upstream: &crate::endpoint::Upstream, remainder: &str, query: Option<&
         target.push(mark);
         target.push_str(query);
     }
-    target
+    Cow::Owned(target)
 }
 
 /// What an upstream's failure was, for the log.

@@ -167,6 +167,11 @@ impl RequestHead {
         &self.bytes
     }
 
+    /// The room that it was written into.
+    pub fn into_room(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Takes the body in behind the head; what is then left of it to be sent is nothing.
     pub fn join<'b>(&mut self, body: &[u8]) -> &'b [u8] {
         self.bytes.extend_from_slice(body);
@@ -174,17 +179,17 @@ impl RequestHead {
     }
 }
 
-/// Writes the head of the one request that the upstream gets.
+/// Writes the head of the one request that the upstream gets, into `out`, which is empty.
 ///
 /// End-to-end headers keep their values and, within one name, their order. `is_protected` names
 /// what a `Connection` header cannot take away beside `Host` and `Content-*`.
 pub fn request_head(
+    mut out: Vec<u8>,
     headers: &HeaderMap,
     forward: &Forward<'_>,
     is_protected: impl Fn(&HeaderName) -> bool,
 ) -> RequestHead {
     let named = Named::of(headers);
-    let mut out = Vec::with_capacity(2048 + forward.body_len.min(8 * 1024));
     out.extend_from_slice(b"POST ");
     out.extend_from_slice(forward.target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");

@@ -32,7 +32,7 @@ fn plain() -> Forward<'static> {
 
 fn head(fields: &[(&'static str, &'static str)], forward: &Forward<'_>) -> String {
     let protected = |name: &HeaderName| name == "tinytalk-signature" || name == "idempotency-key";
-    let mut head = request_head(&headers(fields), forward, protected);
+    let mut head = request_head(Vec::new(), &headers(fields), forward, protected);
     String::from_utf8(head.for_attempt(1).to_vec()).unwrap()
 }
 
@@ -132,7 +132,7 @@ fn the_upstream_gets_one_length_and_no_other_framing() {
 
 #[test]
 fn a_second_attempt_says_so() {
-    let mut head = request_head(&HeaderMap::new(), &plain(), |_| false);
+    let mut head = request_head(Vec::new(), &HeaderMap::new(), &plain(), |_| false);
     let second = String::from_utf8(head.for_attempt(2).to_vec()).unwrap();
     assert_eq!(values(&second, "hookward-attempt"), ["2"]);
 }
