@@ -27,6 +27,9 @@ use self::store::Store;
 const FIRST_RESERVATION: usize = 64 * 1024;
 /// First reservation for a body of unknown size.
 const SMALL_RESERVATION: usize = 2 * 1024;
+/// Room below which more is made for an announced body before it is asked for: a read into the
+/// last few bytes of a reservation costs as much as one into many.
+const SCANT: usize = 16 * 1024;
 
 /// Gives back to the system what this thread keeps for its next large body; to be called now and
 /// then.
@@ -292,18 +295,14 @@ pub async fn read(
     body.grow(first, expected)?;
     loop {
         let before = body.bytes.len();
+        if body.charged < expected && body.charged - before < SCANT {
+            body.grow(expected.min(body.charged * 4), expected)?;
+        }
         let came = poll_fn(|cx| body.poll_read(&mut source, cx)).await?;
         match came {
             None => return Ok(Body(body)),
             Some(0) if before >= limit => return Err(BodyError::TooLarge),
-            Some(0) => {
-                // Fourfold towards a length that was announced, else twofold.
-                let ahead = match announced {
-                    Some(length) => length.min(body.charged * 4),
-                    None => body.charged * 2,
-                };
-                body.grow(ahead.max(before + 1).min(limit), expected)?;
-            }
+            Some(0) => body.grow((body.charged * 2).max(before + 1).min(limit), expected)?,
             Some(_) => see(body.bytes.as_slice().get(before..).unwrap_or_default()),
         }
     }

@@ -15,8 +15,8 @@ use super::{BodyError, Source};
 
 /// From this many bytes on a body has pages of its own.
 const MAPPED: usize = 64 * 1024;
-/// Most bytes of pages kept by one thread.
-const KEPT: usize = 4 << 20;
+/// Most bytes of pages kept by one thread, until it tidies up.
+const KEPT: usize = 16 << 20;
 
 thread_local! {
     static SPARE: RefCell<Vec<MmapMut>> = const { RefCell::new(Vec::new()) };
@@ -205,7 +205,7 @@ mod tests {
             drop(stores);
             SPARE.with_borrow(Vec::len)
         };
-        assert_eq!((large(3), large(3), large(20)), (3, 3, 4));
+        assert_eq!((large(3), large(3), large(20)), (3, 3, 16));
         tidy();
         assert_eq!(SPARE.with_borrow(Vec::len), 0);
     }
