@@ -225,7 +225,6 @@ pub struct Evictions {
 #[derive(Debug)]
 pub struct Table {
     shards: Box<[Mutex<Shard>]>,
-    shard_capacity: usize,
     in_flight: AtomicUsize,
     max_in_flight: usize,
     entries: AtomicUsize,
@@ -287,7 +286,8 @@ impl Ticket {
 impl Table {
     /// An empty table for `capacity` done keys and `max_in_flight` claims at a time.
     ///
-    /// Memory is taken as keys come. With more than one shard the capacity is met to within the
+    /// Memory is reserved at once, so that no request waits for a table to grow, and taken as keys
+    /// come. With more than one shard the capacity is met to within the
     /// unevenness of hashing: each shard holds its share, rounded up.
     pub fn new(
         capacity: NonZeroUsize,
@@ -298,15 +298,15 @@ impl Table {
         let shards = (capacity.get() / KEYS_PER_SHARD)
             .next_power_of_two()
             .min(SHARDS_LIMIT);
+        let share = NonZeroUsize::new(capacity.get().div_ceil(shards)).unwrap_or(NonZeroUsize::MIN);
         let shard = || {
             Mutex::new(Shard {
-                done: LruCache::unbounded_with_hasher(Build::default()),
+                done: LruCache::with_hasher(share, Build::default()),
                 in_flight: HashMap::default(),
             })
         };
         Arc::new(Self {
             shards: (0..shards).map(|_| shard()).collect(),
-            shard_capacity: capacity.get().div_ceil(shards),
             in_flight: AtomicUsize::new(0),
             max_in_flight,
             entries: AtomicUsize::new(0),
@@ -576,22 +576,19 @@ impl Claim {
         let mut shard = table.shard(digest);
         let running = shard.in_flight.remove(&digest);
         let body = self.body.map_or(0, |body| body.0);
-        if shard.done.put(digest, Done { body, until }).is_none() {
-            table.entries.fetch_add(1, Ordering::Relaxed);
-        }
-        if shard.done.len() > table.shard_capacity {
-            let expired = shard
-                .done
-                .pop_lru()
-                .is_some_and(|(_, d)| d.until <= table.seconds(now));
-            let cause = if expired {
-                &table.evicted_by_expiry
-            } else {
-                &table.evicted_by_capacity
-            };
-            table.forgotten(cause, 1);
-        }
+        let displaced = shard.done.push(digest, Done { body, until });
         drop(shard);
+        table.entries.fetch_add(1, Ordering::Relaxed);
+        match displaced {
+            None => {}
+            Some((same, _)) if same == digest => {
+                table.entries.fetch_sub(1, Ordering::Relaxed);
+            }
+            Some((_, oldest)) if oldest.until <= table.seconds(now) => {
+                table.forgotten(&table.evicted_by_expiry, 1);
+            }
+            Some(_) => table.forgotten(&table.evicted_by_capacity, 1),
+        }
         table.end(running, Ended::Committed);
     }
 
