@@ -153,8 +153,7 @@ impl Gate {
         check_remainder(remainder)?;
         let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
-        visit.closes = announced.is_none_or(|size| size > UNREAD_LIMIT)
-            || head.headers.contains_key(header::EXPECT);
+        visit.closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         refuse_early(endpoint, head, announced)?;
 
         let signed = SignedRequest {
@@ -225,8 +224,7 @@ impl Gate {
             return Ok(visit.acknowledged(Outcome::Filtered));
         }
 
-        let ask = self.ask(endpoint, header_key, &body, &authentic, passed)?;
-        let is_keyed = ask.digest.is_some();
+        let (ask, is_keyed) = self.ask(endpoint, header_key, &body, &authentic, passed)?;
         let claim = match self.claim(lane, visit, ask)? {
             Claimed::Duplicate => return Ok(visit.acknowledged(Outcome::Duplicate)),
             Claimed::First(claim) => claim,
@@ -257,7 +255,8 @@ impl Gate {
         Ok(visit.forwarded(answer, Outcome::Forwarded))
     }
 
-    /// What is asked of the duplicate table: the key, and what tells one body from another.
+    /// What is asked of the duplicate table: the key, and what tells one body from another; and
+    /// whether the event carries a key of its own.
     fn ask(
         &self,
         endpoint: &Endpoint,
@@ -265,7 +264,7 @@ impl Gate {
         body: &Body,
         authentic: &Authentic,
         now: Instant,
-    ) -> Result<Ask, Rejection> {
+    ) -> Result<(Ask, bool), Rejection> {
         let table = &self.shared.table;
         let name = endpoint.name.as_str();
         let pointed = match endpoint.scheme.key_source() {
@@ -300,12 +299,13 @@ impl Gate {
             table.fingerprint_of_body(name, &whole())
         };
         let policy = endpoint.dedup.policy;
-        Ok(Ask {
+        let ask = Ask {
             digest,
             body: Some(fingerprint),
             policy,
             now,
-        })
+        };
+        Ok((ask, key.is_some()))
     }
 
     fn claim(&self, lane: &Lane, visit: &Visit, ask: Ask) -> Result<Claimed, Rejection> {
@@ -491,7 +491,7 @@ impl Relay<'_> {
         let endpoint = &*self.lane.endpoint;
         let upstream = &endpoint.upstream;
         // A place at the upstream is for what is genuine: strangers' slow bodies hold none.
-        let _permit = self
+        let permit = self
             .lane
             .upstream
             .enter(self.passed)
@@ -518,7 +518,7 @@ impl Relay<'_> {
         let head = headers::request_head(room, &self.head.headers, &forward, is_protected);
         let sent = self
             .pool
-            .send(head, body.as_bytes(), keyed, endpoint.deadline);
+            .send(permit, head, body.as_bytes(), keyed, endpoint.deadline);
         let metrics = &self.lane.metrics;
         match self.watch.until(visit.deadline(endpoint), sent).await {
             Some(Ok(answer)) => {

@@ -256,6 +256,7 @@ impl Pool {
 
     /// Sends one request and reads its answer: whole if it is small, else its head.
     ///
+    /// `permit` is held until the answer has come, its body included.
     /// `keyed`: the event carries an idempotency key, so that an application can tell a second
     /// attempt from a second event.
     /// `patience` bounds how long a longer body may take.
@@ -265,6 +266,7 @@ impl Pool {
     /// connection.
     pub async fn send(
         self: &Rc<Self>,
+        permit: Permit,
         mut head: RequestHead,
         body: &[u8],
         keyed: bool,
@@ -273,7 +275,7 @@ impl Pool {
         let sent = self.exchange(&mut head, body, keyed).await;
         self.keep_room(head.into_room());
         let (connection, answer) = sent?;
-        self.receive(connection, answer, patience).await
+        self.receive(permit, connection, answer, patience).await
     }
 
     /// Sends one request, a second time where that is safe, and reads the head of its answer.
@@ -337,6 +339,7 @@ impl Pool {
     /// Reads the body that belongs to a head, or leaves it to be passed on.
     async fn receive(
         self: &Rc<Self>,
+        permit: Permit,
         mut connection: Connection,
         head: Head,
         patience: Duration,
@@ -382,6 +385,7 @@ impl Pool {
                 connection,
                 rest,
                 deadline,
+                _permit: permit,
             })
         };
         Ok(Answer {
@@ -398,15 +402,22 @@ impl Connection {
     }
 
     /// Writes a request and reads the head of its answer, which may come before all is written.
+    ///
+    /// Then a refusal is taken at once, and nothing more is written; an acceptance counts only when
+    /// the whole request has gone out, because an event of which only the beginning was sent has not
+    /// been delivered.
     async fn exchange(&mut self, head: &[u8], body: &[u8]) -> Result<Head, Failure> {
-        let mut written = 0;
-        let mut writing = Writing::Going;
-        poll_fn(|cx| self.poll_exchange(cx, head, body, &mut written, &mut writing))
+        let mut going = Going {
+            written: 0,
+            writing: Writing::Going,
+            accepted: None,
+        };
+        poll_fn(|cx| self.poll_exchange(cx, head, body, &mut going))
             .await
             .map_err(|error| Failure {
                 error,
-                written,
-                answered: !self.buffer.is_empty(),
+                written: going.written,
+                answered: going.accepted.is_some() || !self.buffer.is_empty(),
             })
     }
 
@@ -415,23 +426,33 @@ impl Connection {
         cx: &mut Context<'_>,
         head: &[u8],
         body: &[u8],
-        written: &mut usize,
-        writing: &mut Writing,
+        going: &mut Going,
     ) -> Poll<Result<Head, UpstreamError>> {
-        if *writing == Writing::Going {
-            *writing = self.poll_write(cx, head, body, written);
+        if going.writing == Writing::Going {
+            going.writing = self.poll_write(cx, head, body, &mut going.written);
         }
         loop {
+            match (going.accepted.take(), going.writing) {
+                (Some(answer), Writing::Done) => return Poll::Ready(Ok(answer)),
+                (Some(_), Writing::Failed) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                (accepted, _) => going.accepted = accepted,
+            }
+            // What else it says is read meanwhile, so that neither side waits for the other.
+            if going.accepted.is_some() && self.buffer.len() >= HELD_LIMIT {
+                return Poll::Pending;
+            }
             match poll_fill(&mut self.stream, &mut self.buffer, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Ok(_)) if going.accepted.is_some() => continue,
                 Poll::Ready(Ok(_)) => {}
             }
             match take_head(&mut self.buffer) {
                 Ok(None) => {}
+                Ok(Some(answer)) if answer.status.is_success() => going.accepted = Some(answer),
                 Ok(Some(mut answer)) => {
                     // Half a request stays on this connection: nothing may follow it.
-                    answer.keeps_alive &= *writing == Writing::Done;
+                    answer.keeps_alive &= going.writing == Writing::Done;
                     return Poll::Ready(Ok(answer));
                 }
                 Err(Unintelligible) => return Poll::Ready(Err(UpstreamError::Unintelligible)),
@@ -488,6 +509,14 @@ async fn after_all_that_is_ready() {
         Poll::Pending
     })
     .await;
+}
+
+/// How far a request and its answer are.
+struct Going {
+    written: usize,
+    writing: Writing,
+    /// The head of a 2xx that came before the request was written.
+    accepted: Option<Head>,
 }
 
 /// How far the writing of a request is.
