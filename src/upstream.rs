@@ -50,6 +50,8 @@ const HELD_LIMIT: usize = 64 * 1024;
 /// A body up to this size is copied behind its head, so that both go out by send, which costs the
 /// system less than a vector of two; in bytes.
 const JOINED_LIMIT: usize = 8 * 1024;
+/// A body above this size goes out at once, while it is still in the processor's cache; in bytes.
+const GATHERED_LIMIT: usize = 64 * 1024;
 /// Room for a request with a small body, in bytes; the most that is kept of it, and how often.
 const REQUEST_ROOM: usize = 4 * 1024;
 const ROOM_LIMIT: usize = 2 * JOINED_LIMIT;
@@ -285,12 +287,14 @@ impl Pool {
         body: &[u8],
         keyed: bool,
     ) -> Result<(Connection, Head), UpstreamError> {
-        after_all_that_is_ready().await;
         let body = if body.len() <= JOINED_LIMIT {
             head.join(body)
         } else {
             body
         };
+        if body.len() <= GATHERED_LIMIT {
+            after_all_that_is_ready().await;
+        }
         let (mut connection, mut is_reused) = match self.reuse() {
             Some(connection) => (connection, true),
             None => (self.connect().await?, false),
