@@ -37,6 +37,8 @@ impl Content {
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str =
             "{body} once, with literal text, {timestamp}, {id}, {method} and {url} around it";
+        const APART: &str = "literal text between every two of {body}, {timestamp}, {id}, {method} \
+                             and {url}: side by side they could be cut in several places";
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((literal, tail)) = rest.split_once('{') {
@@ -56,6 +58,10 @@ impl Content {
         }
         if !rest.is_empty() {
             parts.push(Part::Literal(rest.to_owned()));
+        }
+        let is_side_by_side = |pair: &[Part]| matches!(pair, [Part::Piece(_), Part::Piece(_)]);
+        if parts.windows(2).any(is_side_by_side) {
+            return Err(APART);
         }
         let mut sides = parts.split(|part| *part == Part::Piece(Piece::Body));
         match (sides.next(), sides.next(), sides.next()) {
@@ -82,16 +88,23 @@ impl Content {
             .any(|part| *part == Part::Piece(piece))
     }
 
-    /// The literal text right behind a piece, if there is any.
-    pub(super) fn text_after(&self, piece: Piece) -> Option<&str> {
-        let sides = [&self.before, &self.after];
-        sides.into_iter().find_map(|parts| {
-            let place = parts.iter().position(|part| *part == Part::Piece(piece))?;
-            match parts.get(place + 1) {
-                Some(Part::Literal(text)) => Some(text.as_str()),
-                Some(Part::Piece(_)) | None => None,
+    /// Whether only one cut of the signed bytes gives these values: read from its outer end
+    /// towards the body, each value ends where the literal text beyond it first appears.
+    pub(super) fn is_cut_one_way<'p>(&self, value_of: impl Fn(Piece) -> &'p str) -> bool {
+        let before = self.before.windows(2).all(|pair| match pair {
+            [Part::Piece(piece), Part::Literal(text)] => {
+                let value = value_of(*piece);
+                [value, text].concat().find(text.as_str()) == Some(value.len())
             }
-        })
+            _ => true,
+        });
+        let after = self.after.windows(2).all(|pair| match pair {
+            [Part::Literal(text), Part::Piece(piece)] => {
+                [text, value_of(*piece)].concat().rfind(text.as_str()) == Some(0)
+            }
+            _ => true,
+        });
+        before && after
     }
 
     pub(super) fn is_body_alone(&self) -> bool {
