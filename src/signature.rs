@@ -83,7 +83,8 @@ pub enum TimestampUnit {
 pub struct SchemeSpec {
     /// The header that carries the signature; exactly one of these may be sent.
     pub header: Vec<String>,
-    /// How to read it: `{signature}`, and `{timestamp}` in a scheme of comma-separated pairs.
+    /// How to read it: one `{signature}`, several between spaces as `v1,{signature}`, or
+    /// comma-separated pairs with `{timestamp}` in one.
     pub format: String,
     /// The MAC.
     pub algorithm: Algorithm,

@@ -90,3 +90,36 @@ fn pieces_side_by_side_are_refused_at_the_start() {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
 }
+
+#[test]
+fn only_a_format_that_says_so_takes_several_signatures() {
+    let upstream = Upstream::new(Act::status(200));
+    let (tag, zeros) = (sign(SECRET, b"x"), "0".repeat(64));
+    let tinytalk = Daemon::relay(&upstream.url(), "").start();
+    for several in [
+        format!("{zeros} {tag}"),
+        format!("{tag} {zeros}"),
+        format!("{tag} {tag}"),
+    ] {
+        let reply = post(
+            &tinytalk,
+            "/hook",
+            &format!("TinyTalk-Signature: {several}\r\n"),
+            "x",
+        );
+        assert_eq!(reply.reason(), "signature_malformed", "{several}");
+    }
+    let one = spelled_out(&upstream, "format = \"v1={signature}\"").start();
+    let many = spelled_out(&upstream, "format = \"v1,{signature}\"").start();
+    let send =
+        |daemon: &Daemon, value: &str| post(daemon, "/hook", &format!("X-Sig: {value}\r\n"), "x");
+    assert_eq!(send(&one, &format!("v1={tag}")).status, 200);
+    assert_eq!(send(&many, &format!("v1,{tag}")).status, 200);
+    let several = format!("v0,a v1,{zeros}  v1,{tag}");
+    assert_eq!(send(&many, &several).status, 200);
+    assert_eq!(
+        send(&one, &several.replace(',', "=")).reason(),
+        "signature_malformed"
+    );
+    assert_eq!(upstream.count(), 3);
+}

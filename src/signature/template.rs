@@ -120,8 +120,13 @@ pub(super) enum Format {
         timestamp: String,
         signature: String,
     },
-    /// Tokens between spaces; what stands before and after the signature in each.
-    Tokens { prefix: String, suffix: String },
+    /// One signature; or several between spaces, each behind its version, as Standard Webhooks
+    /// writes them. What stands before and after each.
+    Tokens {
+        prefix: String,
+        suffix: String,
+        repeats: bool,
+    },
 }
 
 /// What a header holds.
@@ -133,7 +138,8 @@ pub(super) enum Item<'v> {
 
 impl Format {
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "{signature} once, or pairs such as t={timestamp},v1={signature}";
+        const EXPECTED: &str = "{signature} once, v1,{signature} where several may stand between \
+                                spaces, or pairs such as t={timestamp},v1={signature}";
         if !text.contains("{timestamp}") {
             let (prefix, suffix) = text.split_once("{signature}").ok_or(EXPECTED)?;
             let is_plain = |t: &str| !t.contains(['{', '}', ' ']);
@@ -141,6 +147,7 @@ impl Format {
                 true => Ok(Self::Tokens {
                     prefix: prefix.to_owned(),
                     suffix: suffix.to_owned(),
+                    repeats: prefix.ends_with(','),
                 }),
                 false => Err(EXPECTED),
             };
@@ -176,14 +183,17 @@ impl Format {
         &self,
         value: &'v str,
     ) -> impl Iterator<Item = Option<Item<'v>>> + use<'_, 'v> {
-        let separator = if self.has_timestamp() { ',' } else { ' ' };
+        let separator = match self {
+            Self::Pairs { .. } => Some(','),
+            Self::Tokens { repeats, .. } => repeats.then_some(' '),
+        };
         let trimmed = value.trim_matches([' ', '\t']);
         trimmed
-            .split(separator)
+            .split(move |c| Some(c) == separator)
             .map(|t| t.trim_matches([' ', '\t']))
             .filter_map(move |item| match self {
                 Self::Tokens { .. } if item.is_empty() => None,
-                Self::Tokens { prefix, suffix } => {
+                Self::Tokens { prefix, suffix, .. } => {
                     let signature = item.strip_prefix(prefix.as_str())?;
                     Some(Some(Item::Signature(
                         signature.strip_suffix(suffix.as_str())?,
@@ -210,7 +220,7 @@ impl Format {
             } => {
                 format!("{timestamp}={at},{signature}={written}")
             }
-            Self::Tokens { prefix, suffix } => format!("{prefix}{written}{suffix}"),
+            Self::Tokens { prefix, suffix, .. } => format!("{prefix}{written}{suffix}"),
         }
     }
 }
