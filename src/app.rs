@@ -27,7 +27,7 @@ use crate::{
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
     dedup::{HashKeys, Table},
-    gate::{Gate, Live, Shared},
+    gate::{Gate, Live, Refusals, Shared},
     log::Sampler,
     metrics::Metrics,
     server::{self, Doors, Handler, Orders, Stage},
@@ -95,7 +95,7 @@ impl App {
             budget: Budget::new(config.limits.max_buffered),
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
             access_log: config.log.access,
-            refusals: Sampler::new(Instant::now()),
+            refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
             metrics,
         });

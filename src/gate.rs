@@ -19,7 +19,7 @@ use std::{
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 
-pub use self::live::{Live, Shared};
+pub use self::live::{Live, Refusals, Shared};
 use self::{
     live::Lane,
     visit::{Visit, problem},

@@ -1,6 +1,6 @@
 //! What the gate works with: what outlives a configuration, and what belongs to one.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use ipnet::IpNet;
 
@@ -12,6 +12,7 @@ use crate::{
     limits::Limits,
     log::Sampler,
     metrics::{EndpointMetrics, Metrics},
+    rejection::Fault,
     upstream::{Pool, Upstream},
 };
 
@@ -27,9 +28,38 @@ pub struct Shared {
     /// Whether each answer is worth a log line.
     pub access_log: bool,
     /// Keeps a flood of refusals from flooding the log.
-    pub refusals: Sampler,
+    pub refusals: Refusals,
     /// The same for oddities of events that go on.
     pub notices: Sampler,
+}
+
+/// A sampler for each party at fault: no stranger's flood hides a failure of ours or the
+/// upstream's.
+#[derive(Debug)]
+pub struct Refusals {
+    ours: Sampler,
+    sender: Sampler,
+    upstream: Sampler,
+}
+
+impl Refusals {
+    /// Samplers whose periods begin now.
+    pub fn new(start: Instant) -> Self {
+        Self {
+            ours: Sampler::new(start),
+            sender: Sampler::new(start),
+            upstream: Sampler::new(start),
+        }
+    }
+
+    /// Whether a refusal is logged, and how many of that party's before it were not.
+    pub(super) fn admit(&self, fault: Fault, now: Instant) -> Option<u64> {
+        match fault {
+            Fault::Ours => self.ours.admit(now),
+            Fault::Sender => self.sender.admit(now),
+            Fault::Upstream => self.upstream.admit(now),
+        }
+    }
 }
 
 /// One configuration in force.
