@@ -1,7 +1,8 @@
 //! What the gate works with: what outlives a configuration, and what belongs to one.
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
+use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Lanes;
@@ -12,7 +13,7 @@ use crate::{
     limits::Limits,
     log::Sampler,
     metrics::{EndpointMetrics, Metrics},
-    rejection::Fault,
+    rejection::{Fault, Rejection},
     upstream::{Pool, Upstream},
 };
 
@@ -31,6 +32,25 @@ pub struct Shared {
     pub refusals: Refusals,
     /// The same for oddities of events that go on.
     pub notices: Sampler,
+}
+
+impl Shared {
+    /// Counts and logs what was refused before there was a request: it has no event id.
+    pub fn refused(&self, rejection: Rejection, peer: Option<IpAddr>, now: Instant) {
+        self.metrics.refused_unrouted(rejection);
+        let Some(suppressed) = self.refusals.admit(rejection.fault(), now) else {
+            return;
+        };
+        let reason = rejection.label();
+        let status = rejection.status(StatusCode::UNAUTHORIZED).as_u16();
+        let peer = peer.map(tracing::field::display);
+        match rejection.fault() {
+            Fault::Sender => tracing::info!(reason, status, peer, suppressed, "refused"),
+            Fault::Ours | Fault::Upstream => {
+                tracing::warn!(reason, status, peer, suppressed, "shed");
+            }
+        }
+    }
 }
 
 /// A sampler for each party at fault: no stranger's flood hides a failure of ours or the
