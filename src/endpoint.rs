@@ -328,7 +328,7 @@ pub struct Endpoint {
     pub source: String,
     /// From the request's first byte to our answer.
     pub deadline: Duration,
-    /// The status of a refused signature.
+    /// The status of a signature that is missing, unreadable or wrong.
     pub reject_status: StatusCode,
     /// What an unverified request meets.
     pub enforcement: Enforcement,

@@ -167,7 +167,12 @@ impl Gate {
         };
         let verification = endpoint.scheme.open(&endpoint.secrets, &signed, visit.now);
         let mut verification = visit.unless_enforced(endpoint, verification)?;
-        let header_key = header_key(endpoint, head)?;
+        let header_key = header_key(endpoint, head);
+        // Whether a request is verified is known after its body only; an unverified one has no key.
+        let header_key = match endpoint.enforcement.at(visit.now) {
+            true => Ok(header_key?),
+            false => header_key,
+        };
 
         let mut spent = Duration::ZERO;
         let see = |bytes: &[u8]| {
@@ -219,6 +224,7 @@ impl Gate {
             let answer = relay.send(visit, &body, false, false).await?;
             return Ok(visit.forwarded(answer, Outcome::Unverified));
         };
+        let header_key = header_key?;
         visit.event = EventLabel::of(relay.event_type.as_deref());
         lane.metrics.verified(authentic.secret(), visit.now);
         if !endpoint.events.allows(relay.event_type.as_deref()) {

@@ -82,3 +82,25 @@ fn no_remainder_climbs_out_of_the_upstreams_path() {
         assert!(head.starts_with(&line), "{line} in {head}");
     }
 }
+
+#[test]
+fn what_is_unverified_meets_no_fault_of_its_key() {
+    let upstream = Upstream::new(Act::status(200));
+    let more = "enforce = false\nenforce_from = \"2100-01-01T00:00:00Z\"\n\
+                dedup = { missing_key = \"reject\" }\n";
+    let daemon = Daemon::relay(&upstream.url(), more).start();
+    let twice = "Idempotency-Key: a\r\nIdempotency-Key: b\r\n";
+    let empty = "Idempotency-Key:\r\n";
+    for keys in ["", twice, empty] {
+        let genuine = String::from_utf8(event("", BODY.as_bytes(), keys)).unwrap();
+        let forged = genuine.replace("message", "massage");
+        let unsigned = genuine.replace("TinyTalk-Signature", "X-Other");
+        for request in [forged, unsigned] {
+            let reply = daemon.sender().send(request.as_bytes());
+            assert_eq!((reply.status, reply.outcome()), (200, "unverified"));
+        }
+        let reply = daemon.sender().send(genuine.as_bytes());
+        assert_eq!(reply.reason(), "idempotency_key", "a verified one does");
+    }
+    assert_eq!(upstream.count(), 6);
+}

@@ -123,3 +123,18 @@ fn only_a_format_that_says_so_takes_several_signatures() {
     );
     assert_eq!(upstream.count(), 3);
 }
+
+#[test]
+fn an_endpoints_own_status_is_not_for_what_came_too_late() {
+    let upstream = Upstream::new(Act::status(200));
+    let more = "scheme = \"stripe\"\nreject_status = 403\n";
+    let daemon = Daemon::relay(&upstream.url(), more).start();
+    let tag = sign(SECRET, b"1.x");
+    let late = format!("Stripe-Signature: t=1,v1={tag}\r\n");
+    let reply = post(&daemon, "/hook", &late, "x");
+    assert_eq!(
+        (reply.status, reply.reason().as_str()),
+        (401, "signature_expired")
+    );
+    assert_eq!(post(&daemon, "/hook", "", "x").status, 403);
+}
