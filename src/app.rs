@@ -9,6 +9,7 @@ mod reload;
 use std::{
     io,
     num::NonZeroUsize,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -268,8 +269,14 @@ impl App {
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
         // Looked at before they are read: what changes meanwhile is read again.
-        let seen = watcher.look();
-        match self.try_reload() {
+        let mut seen = watcher.look();
+        let mut named = Vec::new();
+        let mut outcome = self.try_reload(&mut named);
+        if outcome.is_err() && watcher.watch_also(&named, &mut seen) {
+            // It names files nobody had looked at, and that may be there by now.
+            outcome = self.try_reload(&mut Vec::new());
+        }
+        match outcome {
             Ok(()) => {
                 watcher.watch(&self.config.watched, &seen);
                 self.shared.metrics.config_reloads.inc();
@@ -281,6 +288,7 @@ impl App {
                 );
             }
             Err(faults) => {
+                watcher.saw(seen);
                 self.shared.metrics.config_was_refused();
                 for fault in faults {
                     tracing::error!(why, %fault, "configuration refused, the running one stays");
@@ -289,8 +297,8 @@ impl App {
         }
     }
 
-    fn try_reload(&mut self) -> Result<(), Vec<Fault>> {
-        let new = config::load(&self.sources, SystemTime::now())?;
+    fn try_reload(&mut self, named: &mut Vec<PathBuf>) -> Result<(), Vec<Fault>> {
+        let new = config::load_naming(&self.sources, SystemTime::now(), named)?;
         let fault = |path: &str, what: String| {
             vec![Fault {
                 origin: "reload".to_owned(),
