@@ -50,6 +50,8 @@ pub enum AppError {
     Start(String, io::Error),
     /// An upstream's certificates cannot be used.
     Upstream(String),
+    /// It was told to end once more before everything in flight had finished.
+    Hurried,
     /// A thread that has to run for ever ended.
     ThreadEnded,
 }
@@ -59,12 +61,37 @@ impl std::fmt::Display for AppError {
         match self {
             Self::Start(place, error) => write!(f, "{place}: {error}"),
             Self::Upstream(fault) => f.write_str(fault),
+            Self::Hurried => {
+                f.write_str("a second signal ended it before everything in flight had finished")
+            }
             Self::ThreadEnded => f.write_str("a thread ended by itself; see the log"),
         }
     }
 }
 
 impl std::error::Error for AppError {}
+
+/// The main thread's event loop, and the signals it has taken over.
+///
+/// Made before anything else: a signal that comes while things are being started waits, and does
+/// what it means when they run.
+pub struct MainThread {
+    runtime: LocalRuntime,
+    signals: Signals,
+}
+
+impl MainThread {
+    /// Takes the signals over from the system's defaults.
+    ///
+    /// # Errors
+    /// [`AppError::Start`] when the system refuses.
+    pub fn new() -> Result<Self, AppError> {
+        let failed = |error| AppError::Start("main thread".to_owned(), error);
+        let runtime = runtime().map_err(failed)?;
+        let signals = runtime.block_on(async { Signals::new() }).map_err(failed)?;
+        Ok(Self { runtime, signals })
+    }
+}
 
 /// A running hookward.
 pub struct App {
@@ -85,7 +112,7 @@ pub struct App {
 
 impl App {
     /// Binds every listener and starts every thread. It serves when this returns, and is ready when
-    /// [`App::run`] has taken over the signals.
+    /// [`App::run`] listens to the signals.
     ///
     /// # Errors
     /// See [`AppError`].
@@ -202,11 +229,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::ThreadEnded`]: better to end than to serve with half the threads.
-    pub fn run(mut self) -> Result<(), AppError> {
-        let failed = |error| AppError::Start("main thread".to_owned(), error);
-        let runtime = runtime().map_err(failed)?;
+    pub fn run(mut self, main: MainThread) -> Result<(), AppError> {
+        let MainThread {
+            runtime,
+            mut signals,
+        } = main;
         runtime.block_on(async move {
-            let mut signals = Signals::new().map_err(failed)?;
             self.announce();
             let mut watcher = Watcher::new(&self.config.watched);
             loop {
@@ -224,7 +252,7 @@ impl App {
                 outcome = self.drain() => outcome,
                 () = signals.stop_again() => {
                     tracing::warn!("second signal, ending at once");
-                    Err(AppError::ThreadEnded)
+                    Err(AppError::Hurried)
                 }
             }
         })

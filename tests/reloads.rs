@@ -9,9 +9,14 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::OpenOptions,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{Act, BODY, Daemon, SECRET, Upstream, event, eventually};
 
 const FAILURES: &str = "hookward_config_reload_failures_total";
@@ -61,4 +66,45 @@ fn a_bad_file_is_one_failure_however_it_is_noticed() {
         assert_eq!(daemon.metric(FAILURES, &[]), 1.0);
         std::thread::park_timeout(Duration::from_millis(50));
     }
+}
+
+/// The secret's file is a pipe: whoever reads it waits for the test.
+#[test]
+fn a_signal_that_comes_before_it_is_ready_is_heard_when_it_is() {
+    let upstream = Upstream::new(Act::status(200));
+    let dir = support::Dir::new();
+    let pipe = dir.0.join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let secrets = format!("secrets = [{{ file = \"{}\" }}]", pipe.display());
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), &secrets);
+    let listen = "listen = [\"127.0.0.1:0\"]";
+    let config = format!("[server]\n{listen}\n[admin]\n{listen}\n{endpoint}");
+    let file = dir.write("hookward.toml", &config);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hookward"))
+        .args(["serve", "--config"])
+        .arg(file)
+        .env_clear()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Opens when the daemon has: in the middle of its start.
+    let give = |act: &dyn Fn()| {
+        let mut writer = OpenOptions::new().write(true).open(&pipe).unwrap();
+        act();
+        writer.write_all(SECRET.as_bytes()).unwrap();
+    };
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    give(&|| kill_process(pid, Signal::HUP).unwrap());
+    assert!(lines.any(|line| line.unwrap().contains("\"ready\"")));
+    give(&|| ());
+    assert!(lines.any(|line| line.unwrap().contains("\"why\":\"signal\"")));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
