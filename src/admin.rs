@@ -109,5 +109,5 @@ impl Handler for Admin {
 
     fn close(&self) {}
 
-    fn refused(&self, _: Rejection) {}
+    fn refused(&self, _: Rejection, _: Option<std::net::IpAddr>) {}
 }

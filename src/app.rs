@@ -9,6 +9,7 @@ mod reload;
 use std::{
     io,
     num::NonZeroUsize,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +28,7 @@ use crate::{
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
     dedup::{HashKeys, Table},
-    gate::{Gate, Live, Shared},
+    gate::{Gate, Live, Refusals, Shared},
     log::Sampler,
     metrics::Metrics,
     server::{self, Doors, Handler, Orders, Stage},
@@ -49,6 +50,8 @@ pub enum AppError {
     Start(String, io::Error),
     /// An upstream's certificates cannot be used.
     Upstream(String),
+    /// It was told to end once more before everything in flight had finished.
+    Hurried,
     /// A thread that has to run for ever ended.
     ThreadEnded,
 }
@@ -58,12 +61,37 @@ impl std::fmt::Display for AppError {
         match self {
             Self::Start(place, error) => write!(f, "{place}: {error}"),
             Self::Upstream(fault) => f.write_str(fault),
+            Self::Hurried => {
+                f.write_str("a second signal ended it before everything in flight had finished")
+            }
             Self::ThreadEnded => f.write_str("a thread ended by itself; see the log"),
         }
     }
 }
 
 impl std::error::Error for AppError {}
+
+/// The main thread's event loop, and the signals it has taken over.
+///
+/// Made before anything else: a signal that comes while things are being started waits, and does
+/// what it means when they run.
+pub struct MainThread {
+    runtime: LocalRuntime,
+    signals: Signals,
+}
+
+impl MainThread {
+    /// Takes the signals over from the system's defaults.
+    ///
+    /// # Errors
+    /// [`AppError::Start`] when the system refuses.
+    pub fn new() -> Result<Self, AppError> {
+        let failed = |error| AppError::Start("main thread".to_owned(), error);
+        let runtime = runtime().map_err(failed)?;
+        let signals = runtime.block_on(async { Signals::new() }).map_err(failed)?;
+        Ok(Self { runtime, signals })
+    }
+}
 
 /// A running hookward.
 pub struct App {
@@ -84,7 +112,7 @@ pub struct App {
 
 impl App {
     /// Binds every listener and starts every thread. It serves when this returns, and is ready when
-    /// [`App::run`] has taken over the signals.
+    /// [`App::run`] listens to the signals.
     ///
     /// # Errors
     /// See [`AppError`].
@@ -95,7 +123,7 @@ impl App {
             budget: Budget::new(config.limits.max_buffered),
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
             access_log: config.log.access,
-            refusals: Sampler::new(Instant::now()),
+            refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
             metrics,
         });
@@ -201,11 +229,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::ThreadEnded`]: better to end than to serve with half the threads.
-    pub fn run(mut self) -> Result<(), AppError> {
-        let failed = |error| AppError::Start("main thread".to_owned(), error);
-        let runtime = runtime().map_err(failed)?;
+    pub fn run(mut self, main: MainThread) -> Result<(), AppError> {
+        let MainThread {
+            runtime,
+            mut signals,
+        } = main;
         runtime.block_on(async move {
-            let mut signals = Signals::new().map_err(failed)?;
             self.announce();
             let mut watcher = Watcher::new(&self.config.watched);
             loop {
@@ -223,7 +252,7 @@ impl App {
                 outcome = self.drain() => outcome,
                 () = signals.stop_again() => {
                     tracing::warn!("second signal, ending at once");
-                    Err(AppError::ThreadEnded)
+                    Err(AppError::Hurried)
                 }
             }
         })
@@ -268,8 +297,14 @@ impl App {
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
         // Looked at before they are read: what changes meanwhile is read again.
-        let seen = watcher.look();
-        match self.try_reload() {
+        let mut seen = watcher.look();
+        let mut named = Vec::new();
+        let mut outcome = self.try_reload(&mut named);
+        if outcome.is_err() && watcher.watch_also(&named, &mut seen) {
+            // It names files nobody had looked at, and that may be there by now.
+            outcome = self.try_reload(&mut Vec::new());
+        }
+        match outcome {
             Ok(()) => {
                 watcher.watch(&self.config.watched, &seen);
                 self.shared.metrics.config_reloads.inc();
@@ -281,6 +316,7 @@ impl App {
                 );
             }
             Err(faults) => {
+                watcher.saw(seen);
                 self.shared.metrics.config_was_refused();
                 for fault in faults {
                     tracing::error!(why, %fault, "configuration refused, the running one stays");
@@ -289,8 +325,8 @@ impl App {
         }
     }
 
-    fn try_reload(&mut self) -> Result<(), Vec<Fault>> {
-        let new = config::load(&self.sources, SystemTime::now())?;
+    fn try_reload(&mut self, named: &mut Vec<PathBuf>) -> Result<(), Vec<Fault>> {
+        let new = config::load_naming(&self.sources, SystemTime::now(), named)?;
         let fault = |path: &str, what: String| {
             vec![Fault {
                 origin: "reload".to_owned(),

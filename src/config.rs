@@ -152,8 +152,20 @@ impl fmt::Display for Listen {
 /// # Errors
 /// Every [`Fault`] there is, ordered by place.
 pub fn load(sources: &Sources, now: SystemTime) -> Result<Config, Vec<Fault>> {
+    load_naming(sources, now, &mut Vec::new())
+}
+
+/// The same, and which files it names, also where it is refused: a change of theirs may mend it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_naming(
+    sources: &Sources,
+    now: SystemTime,
+    named: &mut Vec<PathBuf>,
+) -> Result<Config, Vec<Fault>> {
     let document = document::Document::read(sources)?;
-    build::build(document, &sources.env, now)
+    build::build(document, &sources.env, now, named)
 }
 
 impl Config {

@@ -328,7 +328,7 @@ pub struct Endpoint {
     pub source: String,
     /// From the request's first byte to our answer.
     pub deadline: Duration,
-    /// The status of a refused signature.
+    /// The status of a signature that is missing, unreadable or wrong.
     pub reject_status: StatusCode,
     /// What an unverified request meets.
     pub enforcement: Enforcement,
@@ -385,6 +385,8 @@ impl Endpoints {
             index
                 .shadowable
                 .extend(endpoint.scheme.header_names().cloned());
+            let set = endpoint.upstream.headers.iter();
+            index.shadowable.extend(set.map(|(name, _)| name.clone()));
         }
         index
             .prefixes
@@ -423,7 +425,8 @@ impl Endpoints {
         self.all.is_empty()
     }
 
-    /// Whether some endpoint's scheme reads this header: a twin of it spelled with `_` is refused.
+    /// Whether some endpoint's scheme reads this header, or its upstream options set it: a twin of
+    /// it spelled with `_` is refused.
     pub fn reads(&self, name: &HeaderName) -> bool {
         self.shadowable.contains(name)
     }

@@ -19,7 +19,7 @@ use std::{
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 
-pub use self::live::{Live, Shared};
+pub use self::live::{Live, Refusals, Shared};
 use self::{
     live::Lane,
     visit::{Visit, problem},
@@ -166,7 +166,12 @@ impl Gate {
         };
         let verification = endpoint.scheme.open(&endpoint.secrets, &signed, visit.now);
         let mut verification = visit.unless_enforced(endpoint, verification)?;
-        let header_key = header_key(endpoint, head)?;
+        let header_key = header_key(endpoint, head);
+        // Whether a request is verified is known after its body only; an unverified one has no key.
+        let header_key = match endpoint.enforcement.at(visit.now) {
+            true => Ok(header_key?),
+            false => header_key,
+        };
 
         let mut spent = Duration::ZERO;
         let see = |bytes: &[u8]| {
@@ -218,6 +223,7 @@ impl Gate {
             let answer = relay.send(visit, &body, false, false).await?;
             return Ok(visit.forwarded(answer, Outcome::Unverified));
         };
+        let header_key = header_key?;
         visit.event = EventLabel::of(relay.event_type.as_deref());
         lane.metrics.verified(authentic.secret(), visit.now);
         if !endpoint.events.allows(relay.event_type.as_deref()) {
@@ -395,20 +401,48 @@ fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
     Ok(path)
 }
 
-/// Refuses a remainder that would climb out of the upstream's path, spelled in any way.
+/// Refuses a remainder that would climb out of the upstream's path, spelled in any way that some
+/// application resolves.
 fn check_remainder(remainder: &str) -> Result<(), Rejection> {
-    if remainder.is_empty() {
-        return Ok(());
+    let name = |segment: &str| -> String {
+        // Some take a segment's parameters (RFC 3986 §3.3) or spaces around it off first.
+        let plain = segment.split(';').next().unwrap_or_default();
+        plain.trim().to_owned()
+    };
+    let is_plain = |text: String| {
+        let lower = text.to_ascii_lowercase();
+        let is_twice_encoded = ["%00", "%25", "%2e", "%2f", "%5c"]
+            .iter()
+            .any(|code| lower.contains(code));
+        let climbs = text
+            .split('/')
+            .any(|segment| matches!(name(segment).as_str(), "." | ".."));
+        !climbs && !is_twice_encoded && !text.contains(char::is_control)
+    };
+    if remainder.is_empty() || decoded(remainder).is_some_and(is_plain) {
+        Ok(())
+    } else {
+        Err(Rejection::Malformed(Malformation::Target))
     }
-    let lower = remainder.to_ascii_lowercase();
-    let plain = lower.replace("%2e", ".");
-    let climbs = plain
-        .split('/')
-        .any(|segment| matches!(segment, "." | ".."));
-    if climbs || lower.contains("%2f") || lower.contains("%5c") || lower.contains('\\') {
-        return Err(Rejection::Malformed(Malformation::Target));
+}
+
+/// A path with its percent-encoding taken off; `None` where that is broken, hides a slash or is no
+/// UTF-8, or where a backslash stands in it.
+fn decoded(path: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.bytes();
+    while let Some(byte) = rest.next() {
+        let mut one = [byte];
+        if byte == b'%' {
+            hex::decode_to_slice([rest.next()?, rest.next()?], &mut one).ok()?;
+        }
+        let [plain] = one;
+        if plain == b'\\' || (plain == b'/' && byte == b'%') {
+            return None;
+        }
+        bytes.push(plain);
     }
-    Ok(())
+    String::from_utf8(bytes).ok()
 }
 
 /// What headers alone decide once the endpoint is known, before the signature: 405, inactive, 413.

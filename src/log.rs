@@ -47,19 +47,20 @@ impl Sampler {
         }
     }
 
-    /// Whether a refusal at `now` is logged, and how many before it were not.
+    /// Whether a refusal at `now` is logged, and how many before it were not. Threads read their
+    /// clocks apart: one that comes late counts to the period that runs.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         let age = now.saturating_duration_since(self.start).as_secs() / PERIOD.as_secs();
         let period = age & u64::from(u32::MAX);
         let count = |state: u64| match state >> 32 {
-            current if current == period => Some(state.saturating_add(1)),
+            current if current >= period => Some(state.saturating_add(1)),
             _ => Some(period << 32 | 1),
         };
         let before = self
             .state
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, count);
         let before = before.unwrap_or_default();
-        let is_new = before >> 32 != period;
+        let is_new = before >> 32 < period;
         if is_new || before & u64::from(u32::MAX) < PER_PERIOD {
             Some(self.suppressed.swap(0, Ordering::AcqRel))
         } else {
@@ -118,5 +119,16 @@ mod tests {
         assert_eq!(admitted, 10);
         assert_eq!(sampler.admit(start + PERIOD), Some(90));
         assert_eq!(sampler.admit(start + PERIOD), Some(0));
+    }
+
+    #[test]
+    fn an_older_moment_begins_no_period() {
+        let start = Instant::now();
+        let sampler = Sampler::new(start);
+        let moments = (0..100).map(|n| start + PERIOD * (5 - n % 2));
+        assert_eq!(
+            moments.filter(|at| sampler.admit(*at).is_some()).count(),
+            10
+        );
     }
 }

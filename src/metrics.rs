@@ -16,7 +16,12 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use crate::{endpoint::Endpoint, rejection::Rejection};
+use crate::{
+    dedup::{KeyReuse, Replay},
+    endpoint::{Endpoint, Enforcement, EventFilter},
+    rejection::Rejection,
+    signature::KeySource,
+};
 
 /// What became of a request, as in `Hookward-Outcome` and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,10 +111,11 @@ impl EventLabel {
     }
 }
 
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Of answers; an interim one is none.
+const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
 fn class(status: StatusCode) -> usize {
-    usize::from(status.as_u16() / 100).clamp(1, 5) - 1
+    usize::from(status.as_u16() / 100).clamp(2, 5) - 2
 }
 
 const SECONDS: [f64; 14] = [
@@ -165,7 +171,8 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Unrouted {
     rejections: Vec<(&'static str, IntCounter)>,
-    requests: [IntCounter; 5],
+    refused: IntCounter,
+    shed: IntCounter,
 }
 
 impl Metrics {
@@ -306,7 +313,8 @@ impl Metrics {
             ),
             unrouted: Unrouted {
                 rejections: Vec::new(),
-                requests: CLASSES.map(blank),
+                refused: blank(),
+                shed: blank(),
             },
             registry,
         };
@@ -337,12 +345,14 @@ impl Metrics {
                 self.rejections.with_label_values(&["", kind.label()]),
             )
         });
+        let requests = |class| {
+            let labels = ["", "none", Outcome::Rejected.label(), class];
+            self.requests.with_label_values(&labels)
+        };
         self.unrouted = Unrouted {
             rejections: rejections.collect(),
-            requests: CLASSES.map(|class| {
-                self.requests
-                    .with_label_values(&["", "none", Outcome::Rejected.label(), class])
-            }),
+            refused: requests("4xx"),
+            shed: requests("5xx"),
         };
         self
     }
@@ -353,9 +363,9 @@ impl Metrics {
         if let Some((_, counter)) = self.unrouted.rejections.iter().find(|(l, _)| *l == label) {
             counter.inc();
         }
-        let status = rejection.status(StatusCode::UNAUTHORIZED);
-        if let Some(requests) = self.unrouted.requests.get(class(status)) {
-            requests.inc();
+        match rejection.status(StatusCode::UNAUTHORIZED).is_client_error() {
+            true => self.unrouted.refused.inc(),
+            false => self.unrouted.shed.inc(),
         }
     }
 
@@ -430,14 +440,12 @@ impl Metrics {
             }
         }
         for event in (0..EventLabel::LABELS.len()).map(EventLabel) {
-            of.requests(event, Outcome::Forwarded, StatusCode::OK);
-            of.requests(event, Outcome::Duplicate, StatusCode::OK);
+            for (outcome, statuses) in endings(endpoint, event) {
+                for status in statuses {
+                    of.requests(event, outcome, *status);
+                }
+            }
         }
-        of.requests(
-            EventLabel::NONE,
-            Outcome::Rejected,
-            StatusCode::UNAUTHORIZED,
-        );
         of
     }
 
@@ -460,6 +468,54 @@ impl Metrics {
             }
         }
     }
+}
+
+/// What can become of a request with this label, and with a status of which classes.
+fn endings(endpoint: &Endpoint, event: EventLabel) -> Vec<(Outcome, &'static [StatusCode])> {
+    const GOOD: &[StatusCode] = &[StatusCode::OK];
+    const OTHER: &[StatusCode] = &[StatusCode::FOUND, StatusCode::BAD_REQUEST, SHED];
+    const ANY: &[StatusCode] = &[
+        StatusCode::OK,
+        StatusCode::FOUND,
+        StatusCode::BAD_REQUEST,
+        SHED,
+    ];
+    const SHED: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    let is_none = event == EventLabel::NONE;
+    let is_wanted = match &endpoint.events {
+        EventFilter::All => true,
+        EventFilter::Only(types) => {
+            is_none || types.iter().any(|t| EventLabel::of(Some(t)) == event)
+        }
+    };
+    let is_unwanted = endpoint.events != EventFilter::All
+        && !is_none
+        && (!is_wanted || event == EventLabel::of(Some("")));
+    let policy = endpoint.dedup.policy;
+    // Of a verified event: what its key or its body says.
+    let is_refused = policy.key_reuse == KeyReuse::Reject
+        || policy.replay == Replay::Reject
+        || matches!(endpoint.scheme.key_source(), KeySource::Pointer(_));
+    let mut endings = Vec::new();
+    if is_wanted {
+        endings.extend([
+            (Outcome::Forwarded, ANY),
+            (Outcome::Duplicate, GOOD),
+            // One that waited for the first shares its status.
+            (Outcome::Failed, OTHER),
+            (Outcome::Rejected, &[SHED][..]),
+        ]);
+    }
+    if is_unwanted {
+        endings.push((Outcome::Filtered, GOOD));
+    }
+    if is_none || (is_wanted && is_refused) {
+        endings.push((Outcome::Rejected, &[StatusCode::BAD_REQUEST]));
+    }
+    if is_none && endpoint.enforcement != Enforcement::Always {
+        endings.push((Outcome::Unverified, ANY));
+    }
+    endings
 }
 
 /// The refusals that can come before a request has an endpoint.
@@ -498,7 +554,7 @@ pub struct EndpointMetrics {
     duration: [Histogram; 6],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
-    upstream_responses: [IntCounter; 5],
+    upstream_responses: [IntCounter; CLASSES.len()],
     /// Attempts that ended without an answer.
     pub upstream_errors: IntCounter,
     /// Sizes of bodies that were read whole.
@@ -589,7 +645,7 @@ fn seconds(moment: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
-fn blank(_: &str) -> IntCounter {
+fn blank() -> IntCounter {
     IntCounter::new("blank", "blank").expect("a constant name is valid")
 }
 

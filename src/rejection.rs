@@ -152,10 +152,10 @@ impl Rejection {
             Self::FirstFailed(status) => status,
             Self::KeyReuse | Self::Replay => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SignatureExpired
-            | Self::SignatureMalformed
-            | Self::SignatureMismatch
-            | Self::SignatureMissing => signature,
+            Self::SignatureExpired => StatusCode::UNAUTHORIZED,
+            Self::SignatureMalformed | Self::SignatureMismatch | Self::SignatureMissing => {
+                signature
+            }
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownPath => StatusCode::NOT_FOUND,
@@ -417,7 +417,10 @@ mod tests {
     fn an_endpoints_own_status_covers_signatures_alone() {
         let own = StatusCode::FORBIDDEN;
         assert_eq!(Rejection::SignatureMissing.status(own), own);
-        assert_eq!(Rejection::SignatureExpired.status(own), own);
+        assert_eq!(
+            Rejection::SignatureExpired.status(own),
+            StatusCode::UNAUTHORIZED
+        );
         assert_eq!(
             Rejection::Method.status(own),
             StatusCode::METHOD_NOT_ALLOWED

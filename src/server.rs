@@ -74,8 +74,8 @@ pub trait Handler: 'static {
     fn tick(&self, now: Instant);
     /// From now on every answer asks to close the connection.
     fn close(&self);
-    /// Counts a request that was refused before it was one.
-    fn refused(&self, rejection: Rejection);
+    /// Counts and logs a request that was refused before it was one.
+    fn refused(&self, rejection: Rejection, peer: Option<IpAddr>);
 }
 
 /// How far a process is with ending.
@@ -309,7 +309,7 @@ impl<H: Handler> Connections<H> {
     fn welcome(self: Rc<Self>, (socket, peer): Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let Some(doors) = self.doors.enter(limits.max_connections) else {
-            self.handler.refused(Rejection::Overloaded);
+            self.handler.refused(Rejection::Overloaded, peer);
             turn_away(&socket);
             return;
         };
@@ -351,7 +351,7 @@ impl<H: Handler> Connections<H> {
             () => None,
         });
         if let Some(rejection) = unsaid.or(heard) {
-            self.handler.refused(rejection);
+            self.handler.refused(rejection, peer);
         }
         watch.finish(unsaid).await;
     }
@@ -466,7 +466,7 @@ impl Handler for Rc<Gate> {
         Gate::close(self);
     }
 
-    fn refused(&self, rejection: Rejection) {
-        self.shared().metrics.refused_unrouted(rejection);
+    fn refused(&self, rejection: Rejection, peer: Option<IpAddr>) {
+        self.shared().refused(rejection, peer, Instant::now());
     }
 }

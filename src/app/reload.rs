@@ -41,6 +41,26 @@ impl Watcher {
         }
     }
 
+    /// Watches these too, as they are; whether there was one that nobody had looked at. What a
+    /// configuration that was refused names may be all it waits for.
+    pub(super) fn watch_also(
+        &mut self,
+        files: &[PathBuf],
+        seen: &mut BTreeMap<PathBuf, Stamp>,
+    ) -> bool {
+        let new = stamps(files.iter().filter(|path| !seen.contains_key(*path)));
+        let is_any = !new.is_empty();
+        seen.extend(new);
+        self.saw(seen.clone());
+        is_any
+    }
+
+    /// Notes in which state the files were read: that state is not read again.
+    pub(super) fn saw(&mut self, seen: BTreeMap<PathBuf, Stamp>) {
+        self.seen = seen;
+        self.pending = None;
+    }
+
     /// Resolves when a file has changed and then stood still from one look to the next: a file
     /// that is being written is not read half-way.
     pub(super) async fn changed(&mut self) {

@@ -13,7 +13,7 @@ use http::Uri;
 
 use super::{Failure, Outcome, print, sample};
 use crate::{
-    app::App,
+    app::{App, MainThread},
     config::{self, Flags, Sources},
     secret::Secret,
     signature::{Scheme, ToSign},
@@ -87,7 +87,8 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
         "\nStill running; stop it with Ctrl-C. Send an event of your own from another terminal:\n\
          \n  {VARIABLE}={SECRET} hookward send message.created --to {url} --secret-env {VARIABLE}\n",
     ))?;
-    app.run()
+    let main = MainThread::new().map_err(|error| Failure::Failed(error.to_string()))?;
+    app.run(main)
         .map_err(|error| Failure::Failed(error.to_string()))
 }
 

@@ -4,22 +4,25 @@ use std::time::SystemTime;
 
 use super::{Failure, Outcome};
 use crate::{
-    app::{App, AppError},
+    app::{App, AppError, MainThread},
     config::{self, Config, Sources},
     log,
 };
 
 pub(super) fn run(sources: Sources) -> Outcome {
+    let main = MainThread::new().map_err(|error| Failure::Failed(error.to_string()))?;
     let config = config::load(&sources, SystemTime::now())?;
     let _flushed = start_log(&config, &sources)?;
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
     }
     let app = App::start(config, sources).map_err(|error| match error {
-        AppError::Start(..) | AppError::ThreadEnded => Failure::Failed(error.to_string()),
+        AppError::Start(..) | AppError::Hurried | AppError::ThreadEnded => {
+            Failure::Failed(error.to_string())
+        }
         AppError::Upstream(fault) => Failure::Usage(vec![fault]),
     })?;
-    app.run()
+    app.run(main)
         .map_err(|error| Failure::Failed(error.to_string()))
 }
 

@@ -34,10 +34,12 @@ pub(super) fn build(
     document: Document,
     env: &[(String, String)],
     now: SystemTime,
+    named: &mut Vec<PathBuf>,
 ) -> Result<Config, Vec<Fault>> {
     let faults = Rc::new(RefCell::new(Vec::new()));
     let mut root = Table::root(document.values.clone(), &faults);
-    let built = read_root(&mut root, env, now);
+    let built = read_root(&mut root, env, now, named);
+    named.extend(document.file.clone());
     let (effective, _) = root.end();
     let found = faults.borrow().clone();
     let mut all: Vec<Fault> = found
@@ -53,7 +55,7 @@ pub(super) fn build(
         return Err(all);
     };
     config.warnings.splice(0..0, document.warnings);
-    config.watched.extend(document.file);
+    config.watched.clone_from(named);
     config.effective = effective;
     Ok(config)
 }
@@ -63,7 +65,7 @@ pub(super) fn schema() -> Value {
     let faults = Rc::new(RefCell::new(Vec::new()));
     let document = json!({"endpoints": {"x": {"scheme": {}, "secrets": [{}]}}});
     let mut root = Table::root(document.as_object().cloned().unwrap_or_default(), &faults);
-    read_root(&mut root, &[], SystemTime::UNIX_EPOCH);
+    read_root(&mut root, &[], SystemTime::UNIX_EPOCH, &mut Vec::new());
     let (_, mut schema) = root.end();
     if let Some(schema) = schema.as_object_mut() {
         schema.insert(
@@ -75,7 +77,12 @@ pub(super) fn schema() -> Value {
     schema
 }
 
-fn read_root(root: &mut Table, env: &[(String, String)], now: SystemTime) -> Option<Config> {
+fn read_root(
+    root: &mut Table,
+    env: &[(String, String)],
+    now: SystemTime,
+    named: &mut Vec<PathBuf>,
+) -> Option<Config> {
     let hour = Duration::from_hours(1);
     let data_dir = root.text("data_dir").map(PathBuf::from);
     let shutdown_delay = root.duration("shutdown_delay", Duration::ZERO, Duration::ZERO..=hour);
@@ -110,6 +117,7 @@ fn read_root(root: &mut Table, env: &[(String, String)], now: SystemTime) -> Opt
         watched: BTreeSet::new(),
     };
     let endpoints = read_endpoints(root, &mut reader);
+    named.extend(reader.watched);
     debug_assert!(
         TOP.len() == 9,
         "the top-level keys are listed in the document too"
@@ -125,7 +133,7 @@ fn read_root(root: &mut Table, env: &[(String, String)], now: SystemTime) -> Opt
         dedup_capacity: NonZeroUsize::new(capacity)?,
         endpoints: endpoints?,
         warnings: reader.warnings,
-        watched: reader.watched.into_iter().collect(),
+        watched: Vec::new(),
         effective: Value::Null,
     })
 }

@@ -1,7 +1,8 @@
 //! What the gate works with: what outlives a configuration, and what belongs to one.
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
+use http::StatusCode;
 use ipnet::IpNet;
 
 use super::Lanes;
@@ -12,6 +13,7 @@ use crate::{
     limits::Limits,
     log::Sampler,
     metrics::{EndpointMetrics, Metrics},
+    rejection::{Fault, Rejection},
     upstream::{Pool, Upstream},
 };
 
@@ -27,9 +29,57 @@ pub struct Shared {
     /// Whether each answer is worth a log line.
     pub access_log: bool,
     /// Keeps a flood of refusals from flooding the log.
-    pub refusals: Sampler,
+    pub refusals: Refusals,
     /// The same for oddities of events that go on.
     pub notices: Sampler,
+}
+
+impl Shared {
+    /// Counts and logs what was refused before there was a request: it has no event id.
+    pub fn refused(&self, rejection: Rejection, peer: Option<IpAddr>, now: Instant) {
+        self.metrics.refused_unrouted(rejection);
+        let Some(suppressed) = self.refusals.admit(rejection.fault(), now) else {
+            return;
+        };
+        let reason = rejection.label();
+        let status = rejection.status(StatusCode::UNAUTHORIZED).as_u16();
+        let peer = peer.map(tracing::field::display);
+        match rejection.fault() {
+            Fault::Sender => tracing::info!(reason, status, peer, suppressed, "refused"),
+            Fault::Ours | Fault::Upstream => {
+                tracing::warn!(reason, status, peer, suppressed, "shed");
+            }
+        }
+    }
+}
+
+/// A sampler for each party at fault: no stranger's flood hides a failure of ours or the
+/// upstream's.
+#[derive(Debug)]
+pub struct Refusals {
+    ours: Sampler,
+    sender: Sampler,
+    upstream: Sampler,
+}
+
+impl Refusals {
+    /// Samplers whose periods begin now.
+    pub fn new(start: Instant) -> Self {
+        Self {
+            ours: Sampler::new(start),
+            sender: Sampler::new(start),
+            upstream: Sampler::new(start),
+        }
+    }
+
+    /// Whether a refusal is logged, and how many of that party's before it were not.
+    pub(super) fn admit(&self, fault: Fault, now: Instant) -> Option<u64> {
+        match fault {
+            Fault::Ours => self.ours.admit(now),
+            Fault::Sender => self.sender.admit(now),
+            Fault::Upstream => self.upstream.admit(now),
+        }
+    }
 }
 
 /// One configuration in force.

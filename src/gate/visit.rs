@@ -164,7 +164,7 @@ impl Visit {
             .as_ref()
             .map_or("", |(endpoint, _)| endpoint.name.as_str());
         if let Some(rejection) = self.rejection {
-            self.log_refusal(shared, rejection, endpoint, peer, status);
+            self.log_refusal(shared, rejection, endpoint, peer, status, ended);
         }
         if shared.access_log {
             tracing::info!(
@@ -199,8 +199,9 @@ impl Visit {
         endpoint: &str,
         peer: Option<IpAddr>,
         status: StatusCode,
+        ended: Instant,
     ) {
-        let Some(suppressed) = shared.refusals.admit(self.began) else {
+        let Some(suppressed) = shared.refusals.admit(rejection.fault(), ended) else {
             return;
         };
         let (event_id, reason, status) = (self.id(), rejection.label(), status.as_u16());

@@ -37,6 +37,8 @@ impl Content {
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str =
             "{body} once, with literal text, {timestamp}, {id}, {method} and {url} around it";
+        const APART: &str = "literal text between every two of {body}, {timestamp}, {id}, {method} \
+                             and {url}: side by side they could be cut in several places";
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((literal, tail)) = rest.split_once('{') {
@@ -56,6 +58,10 @@ impl Content {
         }
         if !rest.is_empty() {
             parts.push(Part::Literal(rest.to_owned()));
+        }
+        let is_side_by_side = |pair: &[Part]| matches!(pair, [Part::Piece(_), Part::Piece(_)]);
+        if parts.windows(2).any(is_side_by_side) {
+            return Err(APART);
         }
         let mut sides = parts.split(|part| *part == Part::Piece(Piece::Body));
         match (sides.next(), sides.next(), sides.next()) {
@@ -82,16 +88,23 @@ impl Content {
             .any(|part| *part == Part::Piece(piece))
     }
 
-    /// The literal text right behind a piece, if there is any.
-    pub(super) fn text_after(&self, piece: Piece) -> Option<&str> {
-        let sides = [&self.before, &self.after];
-        sides.into_iter().find_map(|parts| {
-            let place = parts.iter().position(|part| *part == Part::Piece(piece))?;
-            match parts.get(place + 1) {
-                Some(Part::Literal(text)) => Some(text.as_str()),
-                Some(Part::Piece(_)) | None => None,
+    /// Whether only one cut of the signed bytes gives these values: read from its outer end
+    /// towards the body, each value ends where the literal text beyond it first appears.
+    pub(super) fn is_cut_one_way<'p>(&self, value_of: impl Fn(Piece) -> &'p str) -> bool {
+        let before = self.before.windows(2).all(|pair| match pair {
+            [Part::Piece(piece), Part::Literal(text)] => {
+                let value = value_of(*piece);
+                [value, text].concat().find(text.as_str()) == Some(value.len())
             }
-        })
+            _ => true,
+        });
+        let after = self.after.windows(2).all(|pair| match pair {
+            [Part::Literal(text), Part::Piece(piece)] => {
+                [text, value_of(*piece)].concat().rfind(text.as_str()) == Some(0)
+            }
+            _ => true,
+        });
+        before && after
     }
 
     pub(super) fn is_body_alone(&self) -> bool {
@@ -107,8 +120,13 @@ pub(super) enum Format {
         timestamp: String,
         signature: String,
     },
-    /// Tokens between spaces; what stands before and after the signature in each.
-    Tokens { prefix: String, suffix: String },
+    /// One signature; or several between spaces, each behind its version, as Standard Webhooks
+    /// writes them. What stands before and after each.
+    Tokens {
+        prefix: String,
+        suffix: String,
+        repeats: bool,
+    },
 }
 
 /// What a header holds.
@@ -120,7 +138,8 @@ pub(super) enum Item<'v> {
 
 impl Format {
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "{signature} once, or pairs such as t={timestamp},v1={signature}";
+        const EXPECTED: &str = "{signature} once, v1,{signature} where several may stand between \
+                                spaces, or pairs such as t={timestamp},v1={signature}";
         if !text.contains("{timestamp}") {
             let (prefix, suffix) = text.split_once("{signature}").ok_or(EXPECTED)?;
             let is_plain = |t: &str| !t.contains(['{', '}', ' ']);
@@ -128,6 +147,7 @@ impl Format {
                 true => Ok(Self::Tokens {
                     prefix: prefix.to_owned(),
                     suffix: suffix.to_owned(),
+                    repeats: prefix.ends_with(','),
                 }),
                 false => Err(EXPECTED),
             };
@@ -163,14 +183,17 @@ impl Format {
         &self,
         value: &'v str,
     ) -> impl Iterator<Item = Option<Item<'v>>> + use<'_, 'v> {
-        let separator = if self.has_timestamp() { ',' } else { ' ' };
+        let separator = match self {
+            Self::Pairs { .. } => Some(','),
+            Self::Tokens { repeats, .. } => repeats.then_some(' '),
+        };
         let trimmed = value.trim_matches([' ', '\t']);
         trimmed
-            .split(separator)
+            .split(move |c| Some(c) == separator)
             .map(|t| t.trim_matches([' ', '\t']))
             .filter_map(move |item| match self {
                 Self::Tokens { .. } if item.is_empty() => None,
-                Self::Tokens { prefix, suffix } => {
+                Self::Tokens { prefix, suffix, .. } => {
                     let signature = item.strip_prefix(prefix.as_str())?;
                     Some(Some(Item::Signature(
                         signature.strip_suffix(suffix.as_str())?,
@@ -197,7 +220,7 @@ impl Format {
             } => {
                 format!("{timestamp}={at},{signature}={written}")
             }
-            Self::Tokens { prefix, suffix } => format!("{prefix}{written}{suffix}"),
+            Self::Tokens { prefix, suffix, .. } => format!("{prefix}{written}{suffix}"),
         }
     }
 }

@@ -11,7 +11,7 @@ mod upstream;
 
 use std::time::Duration;
 
-pub(crate) use daemon::Daemon;
+pub(crate) use daemon::{Daemon, Dir, Setup};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};
 
