@@ -4,6 +4,8 @@
 //! right by construction: names are bounded, paths are origin-form, secrets are not empty. It
 //! leaves reading configuration to `config` and acting on it to `gate` and `upstream`.
 
+mod queueing;
+
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
@@ -17,6 +19,7 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use self::queueing::{Mode, Ordering, Queueing};
 use crate::{
     dedup,
     signature::{Scheme, Secrets},
@@ -336,6 +339,12 @@ pub struct Endpoint {
     pub max_body: usize,
     /// How duplicates are recognised.
     pub dedup: Dedup,
+    /// What the sender hears: the upstream, or that the event is on disk.
+    pub mode: Mode,
+    /// How what is on disk is delivered.
+    pub queueing: Queueing,
+    /// Bytes of requests kept whose signature did not match; 0: none.
+    pub quarantine: u64,
 }
 
 /// All endpoints of one configuration, found by path.

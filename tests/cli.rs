@@ -277,7 +277,7 @@ fn flags_alone_are_enough_to_serve() {
     );
     assert_eq!(queue.status.code(), Some(2));
     assert!(
-        err(&queue).contains("--mode: endpoints.default.mode: not available in this version"),
+        err(&queue).contains("--mode: endpoints.default.mode: expected data_dir with it"),
         "{}",
         err(&queue)
     );
@@ -574,9 +574,6 @@ fn what_this_version_does_not_have_is_refused_only_where_it_is_switched_on() {
         (output.status.code(), err(&output))
     };
     for config in [
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("mode = \"queue\""),
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("fallback = \"queue\""),
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("quarantine = \"1MiB\""),
         "[server]\ntls = { cert = \"/a\", key = \"/b\" }\n".to_owned() + &endpoint(""),
         "[admin]\ntoken = { file = \"/a\" }\n".to_owned() + &endpoint(""),
     ] {

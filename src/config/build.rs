@@ -1,6 +1,7 @@
 //! Every key, its default and its bounds: the merged document becomes a [`Config`].
 
 mod endpoint;
+mod queueing;
 
 use std::{
     cell::RefCell,
@@ -106,6 +107,7 @@ fn read_root(root: &mut Table, env: &[(String, String)], now: SystemTime) -> Opt
         now,
         limits,
         dedup,
+        has_data_dir: data_dir.is_some(),
         warnings: Vec::new(),
         watched: BTreeSet::new(),
     };
