@@ -37,6 +37,8 @@ pub mod server;
 pub mod body;
 // One sender's connection: its bytes, its deadlines, its end.
 pub mod connection;
+// From the disk to the upstream: when to try again, when to give up, in which order.
+pub mod delivery;
 // One request, top to bottom.
 pub mod gate;
 // Every metric name and label.

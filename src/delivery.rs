@@ -1,0 +1,4 @@
+//! Drains the queue into the upstreams: order, retry, backoff, dead letters.
+
+pub mod health;
+pub mod schedule;
