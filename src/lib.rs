@@ -43,6 +43,8 @@ pub mod delivery;
 pub mod gate;
 // Every metric name and label.
 pub mod metrics;
+// The durable queue of opaque records: append, lease, settle; on disk before it is acknowledged.
+pub mod queue;
 // One event to the application: a connection, one request, its answer.
 pub mod upstream;
 
