@@ -308,6 +308,27 @@ impl Upstream {
     }
 }
 
+impl Upstream {
+    /// The path and query of a request: the configured ones with the sender's remainder and query
+    /// behind them.
+    pub fn target(&self, remainder: &str, query: Option<&str>) -> String {
+        let mut target = String::with_capacity(self.path.len() + remainder.len() + 64);
+        target.push_str(&self.path);
+        if !remainder.is_empty() {
+            if !target.ends_with('/') {
+                target.push('/');
+            }
+            target.push_str(remainder);
+        }
+        let queries = self.query.as_deref().into_iter().chain(query);
+        for (query, mark) in queries.zip(['?', '&']) {
+            target.push(mark);
+            target.push_str(query);
+        }
+        target
+    }
+}
+
 /// One configured endpoint.
 #[derive(Debug)]
 pub struct Endpoint {

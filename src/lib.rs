@@ -39,6 +39,8 @@ pub mod body;
 pub mod connection;
 // From the disk to the upstream: when to try again, when to give up, in which order.
 pub mod delivery;
+// A request as it is kept on disk.
+pub mod kept;
 // One request, top to bottom.
 pub mod gate;
 // Every metric name and label.
@@ -50,6 +52,8 @@ pub mod upstream;
 
 // The core: no sockets, no files, no clock, no logging.
 
+// How an attempt ended, and what follows.
+pub mod attempt;
 // Which events were seen: claim, commit, give back.
 pub mod dedup;
 // What the operator configured for one path.

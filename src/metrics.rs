@@ -5,6 +5,8 @@
 //! configuration, the sender's documented event types, reasons, outcomes. It leaves deciding what
 //! happened to others; it is only told.
 
+mod queueing;
+
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,7 +18,11 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use crate::{endpoint::Endpoint, rejection::Rejection};
+pub use self::queueing::{Deliveries, QueueMetrics};
+use crate::{
+    endpoint::{Endpoint, Mode},
+    rejection::Rejection,
+};
 
 /// What became of a request, as in `Hookward-Outcome` and the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +35,8 @@ pub enum Outcome {
     Filtered,
     /// The upstream answered.
     Forwarded,
+    /// On disk, to be delivered.
+    Queued,
     /// Refused.
     Rejected,
     /// The upstream answered an event whose signature is missing or wrong.
@@ -36,11 +44,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Duplicate,
         Self::Failed,
         Self::Filtered,
         Self::Forwarded,
+        Self::Queued,
         Self::Rejected,
         Self::Unverified,
     ];
@@ -52,6 +61,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Filtered => "filtered",
             Self::Forwarded => "forwarded",
+            Self::Queued => "queued",
             Self::Rejected => "rejected",
             Self::Unverified => "unverified",
         }
@@ -63,8 +73,9 @@ impl Outcome {
             Self::Failed => 1,
             Self::Filtered => 2,
             Self::Forwarded => 3,
-            Self::Rejected => 4,
-            Self::Unverified => 5,
+            Self::Queued => 4,
+            Self::Rejected => 5,
+            Self::Unverified => 6,
         }
     }
 }
@@ -158,6 +169,8 @@ pub struct Metrics {
     pub config_reload_failures: IntCounter,
     config_last_successful: IntGauge,
     config_last_success: Gauge,
+    /// What is on disk, and its delivery.
+    pub queue: QueueMetrics,
     unrouted: Unrouted,
 }
 
@@ -304,6 +317,7 @@ impl Metrics {
                     "When the running configuration took effect.",
                 ),
             ),
+            queue: QueueMetrics::new(&registry),
             unrouted: Unrouted {
                 rejections: Vec::new(),
                 requests: CLASSES.map(blank),
@@ -418,6 +432,7 @@ impl Metrics {
             key_reuse: self.key_reuse.with_label_values(&[name]),
             replays: self.replays.with_label_values(&[name]),
             secret_matches: secrets.collect(),
+            deliveries: self.queue.deliveries(name),
             last_verified: OnceLock::new(),
             name: name.to_owned(),
             all: self.clone(),
@@ -430,7 +445,12 @@ impl Metrics {
             }
         }
         for event in (0..EventLabel::LABELS.len()).map(EventLabel) {
-            of.requests(event, Outcome::Forwarded, StatusCode::OK);
+            if endpoint.mode != Mode::Queue {
+                of.requests(event, Outcome::Forwarded, StatusCode::OK);
+            }
+            if endpoint.mode != (Mode::Relay { fallback: None }) {
+                of.requests(event, Outcome::Queued, StatusCode::OK);
+            }
             of.requests(event, Outcome::Duplicate, StatusCode::OK);
         }
         of.requests(
@@ -495,7 +515,7 @@ pub struct Reading {
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
     rejections: Vec<IntCounter>,
-    duration: [Histogram; 6],
+    duration: [Histogram; 7],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
     upstream_responses: [IntCounter; 5],
@@ -510,6 +530,8 @@ pub struct EndpointMetrics {
     /// Bodies that came again under another key.
     pub replays: IntCounter,
     secret_matches: Vec<IntCounter>,
+    /// Deliveries of what is on disk.
+    pub deliveries: Deliveries,
     last_verified: OnceLock<Gauge>,
     name: String,
     all: Arc<Metrics>,

@@ -77,6 +77,8 @@ pub trait Handler: 'static {
     fn close(&self);
     /// Counts a request that was refused before it was one.
     fn refused(&self, rejection: Rejection);
+    /// Resolves when what goes on after the last answer has ended.
+    fn finish(&self) -> impl Future<Output = ()>;
 }
 
 /// How far a process is with ending.
@@ -213,6 +215,7 @@ pub async fn run<H: Handler>(
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.handler.finish().await;
             return Ok(());
         }
         tokio::select! {
@@ -459,5 +462,9 @@ impl Handler for Rc<Gate> {
 
     fn refused(&self, rejection: Rejection) {
         self.shared().metrics.refused_unrouted(rejection);
+    }
+
+    async fn finish(&self) {
+        Gate::finish(self).await;
     }
 }

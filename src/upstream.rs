@@ -21,7 +21,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -52,6 +52,11 @@ const JOINED_LIMIT: usize = 8 * 1024;
 /// First and longest pause between two attempts to connect.
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
+
+/// When it is worth asking again for a place that another thread may free.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time to the next place by rate; a slow rate is asked again.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why an upstream gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,21 +145,25 @@ impl Upstream {
 
     /// Takes a place at the upstream; `None` when it is busy to its bound.
     pub fn enter(&self, now: Instant) -> Option<Permit> {
+        self.enter_or_wait(now).ok()
+    }
+
+    /// Takes a place at the upstream.
+    ///
+    /// # Errors
+    /// After how long it is worth asking again, when it is busy to its bound.
+    pub fn enter_or_wait(&self, now: Instant) -> Result<Permit, Duration> {
         let take = |running: usize| (running < self.max_concurrency).then_some(running + 1);
         let running = &self.load.running;
         running
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .ok()?;
+            .map_err(|_| BUSY_PAUSE)?;
         let permit = Permit(self.load.clone());
         let Some(rate) = self.rate else {
-            return Some(permit);
+            return Ok(permit);
         };
         let burst = rate.per_second.max(1.0);
-        let mut bucket = self
-            .load
-            .bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = self.load.bucket();
         let last = bucket.unwrap_or(Bucket {
             tokens: burst,
             at: now,
@@ -166,7 +175,29 @@ impl Upstream {
             tokens: if enough { tokens - 1.0 } else { tokens },
             at: now,
         });
-        enough.then_some(permit)
+        if enough {
+            Ok(permit)
+        } else {
+            let wait = Duration::try_from_secs_f64((1.0 - tokens) / rate.per_second);
+            Err(wait
+                .unwrap_or(LONGEST_PAUSE)
+                .clamp(BUSY_PAUSE / 10, LONGEST_PAUSE))
+        }
+    }
+}
+
+impl Permit {
+    /// Gives a place back that was not used, and what it took of the rate.
+    pub fn unused(self) {
+        if let Some(bucket) = &mut *self.0.bucket() {
+            bucket.tokens += 1.0;
+        }
+    }
+}
+
+impl Load {
+    fn bucket(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

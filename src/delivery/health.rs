@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::schedule::Ended;
-use crate::upstream::UpstreamError;
+use crate::{attempt::Ended, upstream::UpstreamError};
 
 /// Failures in a row after which an upstream that can still be reached counts as down.
 const STREAK: u32 = 5;
@@ -44,7 +43,7 @@ fn sign(ended: &Ended) -> Sign {
 
 /// How many attempts may be begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub(super) enum Leave {
     /// As many as there is room for.
     Any,
     /// None before this moment; [`None`]: none before the probe under way has ended.
@@ -55,7 +54,7 @@ pub enum Leave {
 
 /// What is known of one upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Health(State);
+pub(super) struct Health(State);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -71,17 +70,17 @@ enum State {
 
 impl Health {
     /// An upstream that nothing bad is known of.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(State::Up { failures: 0 })
     }
 
     /// Whether it counts as down.
-    pub fn is_down(&self) -> bool {
+    pub(super) fn is_down(&self) -> bool {
         matches!(self.0, State::Down { .. })
     }
 
     /// How many attempts may be begun now.
-    pub fn leave(&self, now: Instant) -> Leave {
+    pub(super) fn leave(&self, now: Instant) -> Leave {
         match self.0 {
             State::Up { .. } => Leave::Any,
             State::Down {
@@ -93,14 +92,14 @@ impl Health {
     }
 
     /// A probe has begun.
-    pub fn probing(&mut self) {
+    pub(super) fn probing(&mut self) {
         if let State::Down { is_probing, .. } = &mut self.0 {
             *is_probing = true;
         }
     }
 
     /// A probe has ended before it was sent.
-    pub fn probe_unsent(&mut self) {
+    pub(super) fn probe_unsent(&mut self) {
         if let State::Down { is_probing, .. } = &mut self.0 {
             *is_probing = false;
         }
@@ -108,7 +107,7 @@ impl Health {
 
     /// Takes in how an attempt ended; whether it counts as one. Only what never left, because
     /// nobody was there, and was no probe, does not count.
-    pub fn learn(&mut self, ended: &Ended, is_probe: bool, now: Instant) -> bool {
+    pub(super) fn learn(&mut self, ended: &Ended, is_probe: bool, now: Instant) -> bool {
         let (first, longest) = PAUSES;
         let sign = sign(ended);
         match (&mut self.0, sign) {
