@@ -17,17 +17,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
+pub(crate) use self::disk::lane_of;
 pub use self::live::{Lane, Live, Shared};
 use self::visit::{Visit, problem};
 use crate::{
     body::{self, Body, BodyError},
     connection::{Verdict, Watch},
-    dedup::{Ask, Claim, Decision, Ended, Fingerprint},
+    dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
     endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
     headers::{self, Forward, RequestHead},
@@ -178,7 +179,7 @@ impl Gate {
         };
         let verification = endpoint.scheme.open(&endpoint.secrets, &signed, visit.now);
         let mut verification = visit.unless_enforced(endpoint, verification)?;
-        let header_key = header_key(endpoint, head)?;
+        let header_key = header_key(endpoint, &head.headers)?;
         disk::check_room(lane, announced)?;
 
         let mut spent = Duration::ZERO;
@@ -236,7 +237,7 @@ impl Gate {
 
         // Only what is genuine passes here (or what an endpoint that enforces later lets through).
         relay.passed = Instant::now();
-        relay.event_type = event_type(endpoint, head, &body);
+        relay.event_type = event_type(endpoint, &head.headers, body.as_bytes());
         let Admitted::Verified(authentic) = admitted else {
             let answer = relay.send(visit, &body, false, false).await?;
             return Ok(visit.forwarded(answer, Outcome::Unverified));
@@ -328,30 +329,7 @@ impl Gate {
         let table = &self.shared.table;
         let endpoint = &*lane.endpoint;
         let name = endpoint.name.as_str();
-        let pointed = match endpoint.scheme.key_source() {
-            KeySource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
-            KeySource::Header(_) | KeySource::None => None,
-        };
-        let key = header_key.or(pointed.as_deref().map(str::as_bytes));
-        if key.is_some_and(|key| key.is_empty()) {
-            return Err(Rejection::IdempotencyKey(KeyFault::Empty));
-        }
-        if key.is_some_and(|key| key.len() > KEY_LIMIT) {
-            return Err(Rejection::IdempotencyKey(KeyFault::Long));
-        }
-        let whole = || {
-            let mut hasher = table.body_hasher();
-            hasher.update(body.as_bytes());
-            hasher.finish()
-        };
-        let digest = match (key, endpoint.dedup.missing_key) {
-            (Some(key), _) => Some(table.digest(name, key)),
-            (None, MissingKey::Body) => Some(table.digest_of_body(name, &whole())),
-            (None, MissingKey::Forward) => None,
-            (None, MissingKey::Reject) => {
-                return Err(Rejection::IdempotencyKey(KeyFault::Absent));
-            }
-        };
+        let digest = digest_of(table, endpoint, header_key, body.as_bytes())?;
         // The tag over the body alone tells bodies apart as well as a hash of the body would, but
         // not beyond a change of secrets: what is put on disk has to.
         let has_disk = lane.queue.is_some();
@@ -359,7 +337,7 @@ impl Gate {
             let basis = u8::try_from(authentic.secret()).unwrap_or(u8::MAX);
             table.fingerprint(name, basis, authentic.tag())
         } else {
-            table.fingerprint_of_body(name, &whole())
+            table.fingerprint_of_body(name, &hash_of(table, body.as_bytes()))
         };
         let policy = endpoint.dedup.policy;
         Ok(Ask {
@@ -504,13 +482,49 @@ fn refuse_early(
     Ok(announced)
 }
 
+/// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
+/// its stead; `None` where nothing protects it from being taken twice.
+pub(crate) fn digest_of(
+    table: &Table,
+    endpoint: &Endpoint,
+    header_key: Option<&[u8]>,
+    body: &[u8],
+) -> Result<Option<Digest>, Rejection> {
+    let fault = |fault| Err(Rejection::IdempotencyKey(fault));
+    let name = endpoint.name.as_str();
+    let pointed = match endpoint.scheme.key_source() {
+        KeySource::Pointer(pointer) => event::text_at(body, pointer),
+        KeySource::Header(_) | KeySource::None => None,
+    };
+    match header_key.or(pointed.as_deref().map(str::as_bytes)) {
+        Some([]) => fault(KeyFault::Empty),
+        Some(key) if key.len() > KEY_LIMIT => fault(KeyFault::Long),
+        Some(key) => Ok(Some(table.digest(name, key))),
+        None => match endpoint.dedup.missing_key {
+            MissingKey::Body => Ok(Some(table.digest_of_body(name, &hash_of(table, body)))),
+            MissingKey::Forward => Ok(None),
+            MissingKey::Reject => fault(KeyFault::Absent),
+        },
+    }
+}
+
+/// The keyed hash of a whole body.
+pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
+    let mut hasher = table.body_hasher();
+    hasher.update(body);
+    hasher.finish()
+}
+
 /// The idempotency key in a header, where the scheme keeps it there.
-fn header_key<'h>(endpoint: &Endpoint, head: &'h Parts) -> Result<Option<&'h [u8]>, Rejection> {
+pub(crate) fn header_key<'h>(
+    endpoint: &Endpoint,
+    headers: &'h HeaderMap,
+) -> Result<Option<&'h [u8]>, Rejection> {
     let fault = |fault| Err(Rejection::IdempotencyKey(fault));
     let KeySource::Header(name) = endpoint.scheme.key_source() else {
         return Ok(None);
     };
-    let mut values = head.headers.get_all(name).iter();
+    let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) if endpoint.dedup.missing_key == MissingKey::Reject => fault(KeyFault::Absent),
         (None, _) => Ok(None),
@@ -522,10 +536,10 @@ fn header_key<'h>(endpoint: &Endpoint, head: &'h Parts) -> Result<Option<&'h [u8
 }
 
 /// The event's type: in a header or in the body, where it can be read.
-fn event_type(endpoint: &Endpoint, head: &Parts, body: &Body) -> Option<String> {
+pub(crate) fn event_type(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<String> {
     match endpoint.scheme.event_type_source() {
-        EventTypeSource::Header(name) => head.headers.get(name)?.to_str().ok().map(str::to_owned),
-        EventTypeSource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
+        EventTypeSource::Header(name) => headers.get(name)?.to_str().ok().map(str::to_owned),
+        EventTypeSource::Pointer(pointer) => event::text_at(body, pointer),
         EventTypeSource::None => None,
     }
 }

@@ -26,6 +26,8 @@ pub mod shutdown;
 
 // The two sides that answer.
 
+// An operator's orders about what is on disk.
+pub mod control;
 // `/metrics`, `/livez`, `/readyz`, on listeners of their own.
 pub mod admin;
 // One event loop per core: accept, one task per connection, drain.

@@ -327,9 +327,7 @@ impl Rejection {
                 "The signature was not made over exactly these bytes with the shared secret."
             }
             Self::SignatureMissing => "The signature header is absent.",
-            Self::Storage => {
-                "The event could not be put on disk; retry later."
-            }
+            Self::Storage => "The event could not be put on disk; retry later.",
             Self::TargetTooLong => "The request target is longer than this server accepts.",
             Self::Timeout => "The headers or the body did not arrive in time.",
             Self::UnknownPath => "No endpoint is configured at this path.",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{Gate, Reached, Relay, live::Lane, visit::Visit};
 use crate::{
     body::Body,
@@ -45,6 +47,15 @@ pub(super) fn refusal(refused: Refused) -> Rejection {
     }
 }
 
+/// What an event has in common with those it waits for, and they with it.
+pub(crate) fn lane_of(ordering: &Ordering, body: &[u8]) -> Option<Bytes> {
+    match ordering {
+        Ordering::None => None,
+        Ordering::Endpoint => Some(Bytes::new()),
+        Ordering::Pointer(pointer) => event::text_at(body, pointer).map(Bytes::from),
+    }
+}
+
 pub(super) fn length(event: &NewEvent) -> u64 {
     u64::try_from(event.record.len()).unwrap_or(u64::MAX)
 }
@@ -71,16 +82,12 @@ impl Relay<'_> {
     ) -> Result<NewEvent, Rejection> {
         let body = body.as_bytes();
         let record = kept::record(self.head, self.origin, body);
-        let lane = match &self.lane.endpoint.queueing.ordering {
-            Ordering::None => None,
-            Ordering::Endpoint => Some(String::new()),
-            Ordering::Pointer(pointer) => event::text_at(body, pointer),
-        };
+        let ordering = &self.lane.endpoint.queueing.ordering;
         Ok(NewEvent {
             id: visit.uuid(),
             key: keyed(ask),
             event_type: self.event_type.clone(),
-            lane: lane.map(Into::into),
+            lane: lane_of(ordering, body),
             record: record.map_err(|_| Rejection::BodyTooLarge)?,
             quarantined: None,
         })
