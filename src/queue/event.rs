@@ -95,8 +95,13 @@ pub enum AppendedLeased {
         /// It was taken with another body.
         key_reused: bool,
     },
-    /// The event is on disk, and its attempt 1 is the caller's to settle.
-    Leased(Lease),
+    /// The event is on disk.
+    Leased {
+        /// Its attempt 1, the caller's to settle.
+        lease: Lease,
+        /// Its key was taken with another body before.
+        key_reused: bool,
+    },
 }
 
 /// What became of a key that was to be remembered.
@@ -124,6 +129,8 @@ pub enum Refused {
 pub enum Bound {
     /// Appends in progress.
     Commands,
+    /// The store's log: something that reads, such as a backup, keeps it from being folded in.
+    Log,
     /// [`Limits::pending_bytes`](super::Limits::pending_bytes).
     PendingBytes,
     /// [`Limits::stored_bytes`](super::Limits::stored_bytes).
@@ -144,6 +151,7 @@ impl fmt::Display for Refused {
         match self {
             Self::Broken => f.write_str("the store is broken"),
             Self::Full(Bound::Commands) => f.write_str("too many appends are in progress"),
+            Self::Full(Bound::Log) => f.write_str("the store's log is full while a backup reads"),
             Self::Full(Bound::PendingBytes) => f.write_str("max_pending_bytes is reached"),
             Self::Full(Bound::StoredBytes) => f.write_str("max_stored_bytes is reached"),
             Self::Storage(fault) => write!(f, "the store cannot be written: {fault}"),

@@ -2,11 +2,17 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use rusqlite::ffi;
+
+use super::directory::DataDir;
+
 /// The disk takes nothing at the moment; what was not acknowledged was rolled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageFault {
     /// No space, or no quota, is left.
     DiskFull,
+    /// Another program holds the store's write lock.
+    Held,
     /// The file system is read-only.
     ReadOnly,
 }
@@ -15,6 +21,7 @@ impl fmt::Display for StorageFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::DiskFull => "no space is left on its disk",
+            Self::Held => "another program holds its write lock",
             Self::ReadOnly => "its file system is read-only",
         })
     }
@@ -35,6 +42,48 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
+
+/// The bits of an extended result code that say its kind.
+const PRIMARY: i32 = 0xff;
+
+/// What an error of SQLite means for what comes after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing may be acknowledged any more.
+    Broken(Broken),
+    /// It was rolled back cleanly and may work later.
+    Storage(StorageFault),
+}
+
+impl Fault {
+    /// Tells by SQLite's extended code; where that folds several reasons into one, by asking the
+    /// system.
+    ///
+    /// After a failed fsync the kernel may have thrown away what it could not write and report
+    /// success the next time, so that only a write that failed before any sync can heal.
+    pub(super) fn of(error: &rusqlite::Error, dir: &DataDir) -> Self {
+        let broken = Self::Broken(Broken {
+            cause: error.to_string(),
+        });
+        let Some(sqlite) = error.sqlite_error() else {
+            return broken;
+        };
+        match sqlite.extended_code {
+            ffi::SQLITE_IOERR_WRITE
+            | ffi::SQLITE_IOERR_TRUNCATE
+            | ffi::SQLITE_IOERR_SHMOPEN
+            | ffi::SQLITE_IOERR_SHMSIZE
+            | ffi::SQLITE_IOERR_SHMMAP => dir.why_unwritable().map_or(broken, Self::Storage),
+            extended => match extended & PRIMARY {
+                ffi::SQLITE_FULL => Self::Storage(StorageFault::DiskFull),
+                ffi::SQLITE_READONLY => Self::Storage(StorageFault::ReadOnly),
+                ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => Self::Storage(StorageFault::Held),
+                ffi::SQLITE_CANTOPEN => dir.why_unwritable().map_or(broken, Self::Storage),
+                _ => broken,
+            },
+        }
+    }
+}
 
 /// Why a store cannot be opened. Nothing in it was changed.
 #[derive(Debug)]

@@ -2,12 +2,21 @@
 
 use std::{
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::{
+    clock::{Millis, duration},
+    inbox::{Command, Ending},
+    record::from_unix_millis,
+    shared::{Account, Shared},
+    sqlite::lease::AFTER_INTERRUPTION,
+};
 use crate::endpoint::EndpointName;
 
 /// How an attempt ended.
@@ -37,7 +46,7 @@ pub enum Settled {
 }
 
 /// What was leased, and when there may be more.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Leases {
     /// At most as many as were asked for, the longest due first.
     pub leases: Vec<Lease>,
@@ -46,50 +55,76 @@ pub struct Leases {
     pub next_due: Option<Duration>,
 }
 
+/// A leased event's row.
+#[derive(Clone)]
+pub(super) struct Held {
+    pub(super) account: Arc<Account>,
+    pub(super) row: i64,
+    pub(super) id: Uuid,
+    pub(super) event_type: Option<String>,
+    pub(super) appended: Millis,
+    pub(super) attempt: u32,
+    pub(super) tries: u32,
+    pub(super) bytes: i64,
+    pub(super) lane: Option<[u8; 16]>,
+}
+
 /// The right to make one attempt at one event.
 ///
 /// Dropped unsettled (a panic, a cancelled task) it counts as an attempt that was interrupted, and
-/// the event is due again soon.
+/// the event is due again in a second.
 #[must_use = "a dropped lease counts as an interrupted attempt"]
 pub struct Lease {
-    event: Event,
-}
-
-struct Event {
-    id: Uuid,
-    attempt: u32,
+    shared: Arc<Shared>,
+    held: Held,
+    record: Bytes,
+    is_open: bool,
 }
 
 impl Lease {
+    pub(super) fn new(shared: Arc<Shared>, held: Held, record: Bytes) -> Self {
+        Self {
+            shared,
+            held,
+            record,
+            is_open: true,
+        }
+    }
+
     /// The event's id.
     pub fn id(&self) -> Uuid {
-        self.event.id
+        self.held.id
     }
 
     /// Whose event it is.
     pub fn endpoint(&self) -> &EndpointName {
-        unimplemented!()
+        &self.held.account.name
     }
 
     /// Its type when known.
     pub fn event_type(&self) -> Option<&str> {
-        unimplemented!()
+        self.held.event_type.as_deref()
     }
 
     /// Which attempt this is: 1, 2, …; also the token that fences an earlier one's result.
     pub fn attempt(&self) -> u32 {
-        self.event.attempt
+        self.held.attempt
+    }
+
+    /// Which attempt this is since the event was appended or last replayed: 1, 2, …; the place in
+    /// a retry schedule.
+    pub fn tries(&self) -> u32 {
+        self.held.tries
     }
 
     /// When the event was appended, by the store's clock.
     pub fn appended_at(&self) -> SystemTime {
-        unimplemented!()
+        from_unix_millis(self.held.appended)
     }
 
-    /// What to send: [`Record::decode`](super::Record::decode)'s bytes, checked against their sum.
-    /// Empty where the caller appended the event itself.
+    /// What to send: [`Record::encode`](super::Record::encode)'s bytes, checked against their sum.
     pub fn record(&self) -> &Bytes {
-        unimplemented!()
+        &self.record
     }
 
     /// Ends the attempt. Resolves when it is on disk; while the disk takes nothing, when it is
@@ -98,23 +133,63 @@ impl Lease {
     /// # Errors
     /// See [`SettleError`].
     pub async fn settle(self, settled: Settled) -> Result<(), SettleError> {
-        let _ = settled;
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        self.end(Ending::Settled(settled), Some(reply));
+        answer.await.unwrap_or(Err(SettleError::Broken))
     }
 
     /// Gives the event back as if it had not been leased: no attempt was made. It is due at once,
     /// or after `delay` when there is one.
     pub fn hand_back(self, delay: Option<Duration>) {
-        let _ = delay;
-        unimplemented!()
+        self.end(Ending::HandedBack { delay }, None);
+    }
+
+    pub(super) fn row(&self) -> i64 {
+        self.held.row
+    }
+
+    pub(super) fn set_record(&mut self, record: Bytes) {
+        self.record = record;
+    }
+
+    /// Ends the attempt; nobody waits for it.
+    pub(super) fn settle_unheard(self, settled: Settled) {
+        self.end(Ending::Settled(settled), None);
+    }
+
+    fn end(mut self, ending: Ending, reply: Option<oneshot::Sender<Result<(), SettleError>>>) {
+        self.is_open = false;
+        let held = self.held.clone();
+        // Refused, the reply is dropped with it, which says that the store is closed.
+        self.shared.inbox.send(Command::Settle {
+            held,
+            ending,
+            reply,
+        });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.is_open {
+            self.shared.inbox.send(Command::Settle {
+                held: self.held.clone(),
+                ending: Ending::Settled(Settled::Retry {
+                    after: duration(AFTER_INTERRUPTION),
+                    status: None,
+                    error: "the attempt was interrupted".to_owned(),
+                }),
+                reply: None,
+            });
+        }
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("id", &self.event.id)
-            .field("attempt", &self.event.attempt)
+            .field("id", &self.held.id)
+            .field("attempt", &self.held.attempt)
             .finish_non_exhaustive()
     }
 }
@@ -124,15 +199,15 @@ impl fmt::Debug for Lease {
 pub enum SettleError {
     /// The store is broken or closed: the attempt is repeated after the next start.
     Broken,
-    /// The event was dropped or replayed meanwhile: nothing was changed.
+    /// The event is not this lease's any more: nothing was changed.
     Stale,
 }
 
 impl fmt::Display for SettleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Broken => "the store is broken",
-            Self::Stale => "the event was dropped or replayed meanwhile",
+            Self::Broken => "the store is broken or closed",
+            Self::Stale => "the event is not this lease's any more",
         })
     }
 }

@@ -84,8 +84,8 @@ pub struct Summary {
     pub attempts: u32,
     /// When it was appended.
     pub appended_at: SystemTime,
-    /// When its state last changed.
-    pub updated_at: SystemTime,
+    /// Since when it is leased, delivered or dead.
+    pub since: Option<SystemTime>,
     /// When it is due, while pending.
     pub due_at: Option<SystemTime>,
     /// The record's size.
