@@ -27,8 +27,8 @@ use crate::{
     admin::Admin,
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
+    control::Control,
     dedup::Table,
-    delivery,
     gate::{Gate, Live, Shared},
     log::Sampler,
     metrics::Metrics,
@@ -43,6 +43,8 @@ const MAX_IN_FLIGHT: usize = 65_536;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the last commit may take.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
+/// Threads that work on what is on disk: delivery, and an operator's orders.
+const DISK_THREADS: usize = 2;
 /// The revision that was built, where the build said so.
 const REVISION: &str = match option_env!("HOOKWARD_REVISION") {
     Some(revision) => revision,
@@ -90,8 +92,8 @@ pub struct App {
     threads: NonZeroUsize,
     /// One message per public thread that ended.
     ended: mpsc::Receiver<io::Result<()>>,
-    /// A message when delivery ended; closed where there is nothing to deliver.
-    delivery_ended: mpsc::Receiver<io::Result<()>>,
+    /// One message per thread that works on what is on disk and ended; closed without any.
+    disk_ended: mpsc::Receiver<io::Result<()>>,
     admin_ended: mpsc::Receiver<io::Result<()>>,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
@@ -145,10 +147,12 @@ impl App {
             let notices = (started_one.clone(), ended_one.clone());
             thread(name, make, sockets, budget, doors, orders, notices)?;
         }
-        let (delivery_ended_one, delivery_ended) = mpsc::channel(1);
-        if shared.queue.is_some() {
-            delivery::start(seen.clone(), delivery_ended_one, runtime)
-                .map_err(|error| AppError::Start("hookward-delivery".to_owned(), error))?;
+        let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
+        if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
+            let control = Control::new(queue.clone(), shared.table.clone());
+            let (orders, ended) = (seen.clone(), disk_ended_one.clone());
+            storage::control(dir, control, orders, ended)?;
+            storage::delivery(seen.clone(), disk_ended_one)?;
         }
         let (admin_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -185,7 +189,7 @@ impl App {
             is_ready,
             threads,
             ended,
-            delivery_ended,
+            disk_ended,
             admin_ended,
             bound,
             listening,
@@ -239,7 +243,7 @@ impl App {
                     },
                     () = watcher.changed() => self.reload(&mut watcher, "changed file"),
                     _ = self.ended.recv() => return Err(AppError::ThreadEnded),
-                    Some(_) = self.delivery_ended.recv() => return Err(AppError::ThreadEnded),
+                    Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
                     broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
                     _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
                 }
@@ -290,7 +294,7 @@ impl App {
             for _ in 0..self.threads.get() {
                 self.ended.recv().await;
             }
-            self.delivery_ended.recv().await;
+            while self.disk_ended.recv().await.is_some() {}
         };
         let is_clean = tokio::time::timeout(grace, all_ended).await.is_ok();
         if !is_clean {

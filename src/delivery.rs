@@ -11,10 +11,7 @@ mod worker;
 
 use std::{collections::HashMap, io, rc::Rc, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 
 use self::worker::Worker;
 use crate::{
@@ -81,27 +78,4 @@ fn employ(
             tasks.spawn_local(worker.run());
         }
     }
-}
-
-/// The thread that delivers; `ended` hears how it ended.
-///
-/// # Errors
-/// When the system has no thread for it.
-pub fn start(
-    orders: watch::Receiver<Orders<Arc<Live>>>,
-    ended: mpsc::Sender<io::Result<()>>,
-    runtime: impl FnOnce() -> io::Result<tokio::runtime::LocalRuntime> + Send + 'static,
-) -> io::Result<()> {
-    let body = move || {
-        let outcome = runtime().and_then(|runtime| runtime.block_on(run(orders)));
-        if let Err(error) = &outcome {
-            tracing::error!(%error, "delivery ended");
-        }
-        // Nobody listens any more when the process is ending.
-        let _ = ended.blocking_send(outcome);
-    };
-    std::thread::Builder::new()
-        .name("hookward-delivery".to_owned())
-        .spawn(body)
-        .map(drop)
 }

@@ -1,13 +1,20 @@
-//! The place on disk: opened before anything listens, closed after everything that writes to it.
+//! The place on disk: opened before anything listens, closed after everything that writes to it;
+//! and the threads that work on what is there.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{io, path::Path, sync::Arc, time::SystemTime};
 
-use super::AppError;
+use tokio::sync::{mpsc, watch};
+
+use super::{AppError, runtime};
 use crate::{
     config::Config,
+    control::{Control, socket},
     dedup::HashKeys,
+    delivery,
+    gate::Live,
     metrics::Metrics,
     queue::{Observer, Options, Queue},
+    server::Orders,
 };
 
 /// Events being put on disk at a time, the reading of their bodies included; the memory for bodies
@@ -42,8 +49,47 @@ pub(super) fn hash_keys(queue: Option<&Queue>) -> HashKeys {
     HashKeys::new(queue.map_or_else(fresh, Queue::hash_secret))
 }
 
-impl std::fmt::Debug for Queue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Queue")
-    }
+type Seen = watch::Receiver<Orders<Arc<Live>>>;
+type EndedOne = mpsc::Sender<io::Result<()>>;
+
+/// Starts the thread that delivers.
+pub(super) fn delivery(orders: Seen, ended: EndedOne) -> Result<(), AppError> {
+    thread("hookward-delivery", ended, || delivery::run(orders))
+}
+
+/// Starts the thread that takes an operator's orders at a socket in the data directory.
+pub(super) fn control(
+    dir: &Path,
+    control: Control,
+    orders: Seen,
+    ended: EndedOne,
+) -> Result<(), AppError> {
+    let socket = socket::Socket::bind(dir).map_err(|error| {
+        let place = format!("data_dir: no socket can be made in {}", dir.display());
+        AppError::Start(place, error)
+    })?;
+    thread("hookward-control", ended, || {
+        socket::serve(socket, control, orders)
+    })
+}
+
+/// Starts a thread with an event loop of its own; `ended` hears how it ended.
+fn thread<F: Future<Output = io::Result<()>>>(
+    name: &str,
+    ended: EndedOne,
+    run: impl FnOnce() -> F + Send + 'static,
+) -> Result<(), AppError> {
+    let body = move || {
+        let outcome = runtime().and_then(|runtime| runtime.block_on(run()));
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "a thread that works on what is on disk ended");
+        }
+        // Nobody listens any more when the process is ending.
+        let _ = ended.blocking_send(outcome);
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
+        .map_err(|error| AppError::Start(name.to_owned(), error))
 }

@@ -22,7 +22,7 @@ pub(super) fn summary(summary: &Summary) -> Value {
         "state": summary.state.label(),
         "attempts": summary.attempts,
         "appended_at": moment(summary.appended_at),
-        "updated_at": moment(summary.updated_at),
+        "since": summary.since.map(moment),
         "due_at": summary.due_at.map(moment),
         "waits_for_lane": summary.waits_for_lane,
         "bytes": summary.bytes,

@@ -42,7 +42,7 @@ impl Lane {
 pub(super) fn refusal(refused: Refused) -> Rejection {
     match refused {
         Refused::Broken | Refused::Storage(_) => Rejection::Storage,
-        Refused::Full(Bound::Commands) => Rejection::Overloaded,
+        Refused::Full(Bound::Commands | Bound::Log) => Rejection::Overloaded,
         Refused::Full(Bound::PendingBytes | Bound::StoredBytes) => Rejection::QueueFull,
     }
 }

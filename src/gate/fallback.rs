@@ -69,7 +69,8 @@ impl Gate {
         }
         let append = relay.keep(visit, &body, ask);
         match along(append, &mut attempt, &mut ended).await {
-            Ok(AppendedLeased::Leased(lease)) => {
+            Ok(AppendedLeased::Leased { lease, key_reused }) => {
+                self.note_reuse(key_reused, relay, visit, &body);
                 let lane = relay.lane.clone();
                 let finish = finish(lane, lease, attempt, ended, relay.passed);
                 self.tasks.borrow_mut().spawn_local(finish);
