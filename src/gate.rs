@@ -23,6 +23,7 @@ use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
 pub(crate) use self::disk::lane_of;
+pub(crate) use self::live::queue_limits;
 pub use self::live::{Lane, Live, Shared};
 use self::visit::{Visit, problem};
 use crate::{

@@ -35,7 +35,8 @@ pub(super) async fn reverify(
     table: &Arc<Table>,
     endpoint: &Endpoint,
 ) -> Result<Value, String> {
-    let handle = queue.endpoint(&endpoint.name, None);
+    let limits = gate::queue_limits(endpoint);
+    let handle = queue.endpoint(&endpoint.name, Some(limits));
     let (mut released, mut duplicates, mut filtered, mut unmatched) = (0, 0, 0, 0);
     let mut after = 0;
     loop {

@@ -142,7 +142,8 @@ impl Lane {
     }
 }
 
-fn queue_limits(endpoint: &Endpoint) -> queue::Limits {
+/// What an endpoint may hold on disk.
+pub(crate) fn queue_limits(endpoint: &Endpoint) -> queue::Limits {
     let queueing = &endpoint.queueing;
     queue::Limits {
         pending_bytes: queueing.max_pending_bytes,
