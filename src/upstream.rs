@@ -145,53 +145,52 @@ impl Upstream {
 
     /// Takes a place at the upstream; `None` when it is busy to its bound.
     pub fn enter(&self, now: Instant) -> Option<Permit> {
-        self.enter_or_wait(now).ok()
-    }
-
-    /// Takes a place at the upstream.
-    ///
-    /// # Errors
-    /// After how long it is worth asking again, when it is busy to its bound.
-    pub fn enter_or_wait(&self, now: Instant) -> Result<Permit, Duration> {
         let take = |running: usize| (running < self.max_concurrency).then_some(running + 1);
         let running = &self.load.running;
         running
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .map_err(|_| BUSY_PAUSE)?;
+            .ok()?;
         let permit = Permit(self.load.clone());
         let Some(rate) = self.rate else {
-            return Ok(permit);
+            return Some(permit);
         };
-        let burst = rate.per_second.max(1.0);
         let mut bucket = self.load.bucket();
-        let last = bucket.unwrap_or(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        let grown = now.saturating_duration_since(last.at).as_secs_f64() * rate.per_second;
-        let tokens = (last.tokens + grown).min(burst);
+        let tokens = rate.tokens(*bucket, now);
         let enough = tokens >= 1.0;
         *bucket = Some(Bucket {
             tokens: if enough { tokens - 1.0 } else { tokens },
             at: now,
         });
-        if enough {
-            Ok(permit)
-        } else {
-            let wait = Duration::try_from_secs_f64((1.0 - tokens) / rate.per_second);
-            Err(wait
-                .unwrap_or(LONGEST_PAUSE)
-                .clamp(BUSY_PAUSE / 10, LONGEST_PAUSE))
+        enough.then_some(permit)
+    }
+
+    /// How many places there are, none of which is taken by asking; where there is none, after how
+    /// long it is worth asking again.
+    pub fn room(&self, now: Instant) -> Result<usize, Duration> {
+        let running = self.load.running.load(Ordering::Acquire);
+        let free = self.max_concurrency.saturating_sub(running);
+        if free == 0 {
+            return Err(BUSY_PAUSE);
         }
+        let Some(rate) = self.rate else {
+            return Ok(free);
+        };
+        let tokens = rate.tokens(*self.load.bucket(), now);
+        if tokens < 1.0 {
+            let wait = Duration::try_from_secs_f64((1.0 - tokens) / rate.per_second);
+            return Err(wait.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE));
+        }
+        // One at a time is soon enough: whoever got one asks again.
+        Ok(1)
     }
 }
 
-impl Permit {
-    /// Gives a place back that was not used, and what it took of the rate.
-    pub fn unused(self) {
-        if let Some(bucket) = &mut *self.0.bucket() {
-            bucket.tokens += 1.0;
-        }
+impl endpoint::Rate {
+    fn tokens(self, bucket: Option<Bucket>, now: Instant) -> f64 {
+        let burst = self.per_second.max(1.0);
+        let Some(last) = bucket else { return burst };
+        let grown = now.saturating_duration_since(last.at).as_secs_f64() * self.per_second;
+        (last.tokens + grown).min(burst)
     }
 }
 

@@ -124,22 +124,23 @@ impl Worker {
             if self.unsettled.get() >= UNSETTLED {
                 return None;
             }
-            let (permits, wait) = places(&running.lane, limit, now);
-            if permits.is_empty() {
-                return wait.map(|wait| now + wait);
-            }
-            let wanted = permits.len();
-            let leased = self.queue.lease(wanted).await;
-            let (leases, next_due) = match leased {
+            // No place is held while the store is asked: a relay may want it.
+            let wanted = match running.lane.upstream.room(now) {
+                Ok(room) => room.min(limit),
+                Err(wait) => return Some(now + wait),
+            };
+            let (leases, next_due) = match self.queue.lease(wanted).await {
                 Ok(leased) => (leased.leases, leased.next_due),
                 Err(Refused::Broken | Refused::Full(_) | Refused::Storage(_)) => {
-                    permits.into_iter().for_each(Permit::unused);
                     return Some(now + STORE_PAUSE);
                 }
             };
             let is_full = leases.len() == wanted;
-            let mut permits = permits.into_iter();
-            for (lease, permit) in leases.into_iter().zip(permits.by_ref()) {
+            for lease in leases {
+                let Some(permit) = running.lane.upstream.enter(Instant::now()) else {
+                    lease.hand_back(None);
+                    continue;
+                };
                 if is_probe {
                     self.health.borrow_mut().probing();
                 }
@@ -148,7 +149,6 @@ impl Worker {
                     .attempt(running.clone(), lease, permit, is_probe);
                 attempts.spawn_local(attempt);
             }
-            permits.for_each(Permit::unused);
             if !is_full {
                 return next_due.map(|due| Instant::now() + due.max(Duration::from_millis(1)));
             }
@@ -255,19 +255,6 @@ impl Running {
         }
         Some(ended)
     }
-}
-
-/// As many places at the upstream as there are, at most `limit`, and how long it is worth waiting
-/// for more.
-fn places(lane: &Lane, limit: usize, now: Instant) -> (Vec<Permit>, Option<Duration>) {
-    let mut permits = Vec::new();
-    while permits.len() < limit {
-        match lane.upstream.enter_or_wait(now) {
-            Ok(permit) => permits.push(permit),
-            Err(wait) => return (permits, Some(wait)),
-        }
-    }
-    (permits, None)
 }
 
 async fn sleep_until(until: Until) {

@@ -264,6 +264,11 @@ impl Daemon {
     pub(crate) fn end(mut self, signal: Signal) -> Setup {
         self.signal(signal);
         self.wait();
+        self.end_of_it()
+    }
+
+    /// The same where it has ended.
+    pub(crate) fn end_of_it(mut self) -> Setup {
         Setup {
             config: std::mem::take(&mut self.config),
             flags: None,
