@@ -109,13 +109,13 @@ const QUARANTINED_LIMIT: usize = 100;
 /// Most rows an operator's change touches in one transaction.
 const CHANGE_STEP: usize = 500;
 
-/// The queue; cheap to clone, for every thread. When the last clone is dropped, or after
-/// [`Queue::close`], its threads end.
+/// The queue; cheap to clone, for every thread. Its threads end after [`Queue::close`], or when the
+/// last of it and of its [`Endpoint`]s is dropped, which waits for them.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
-    /// Ended with the last clone.
-    _threads: Arc<Threads>,
+    /// Ended with the last handle.
+    threads: Arc<Threads>,
 }
 
 impl Queue {
@@ -127,7 +127,7 @@ impl Queue {
         let (shared, threads) = Threads::start(dir, options)?;
         Ok(Self {
             shared,
-            _threads: Arc::new(threads),
+            threads: Arc::new(threads),
         })
     }
 
@@ -138,7 +138,7 @@ impl Queue {
         if let Some(limits) = limits {
             account.set_limits(limits);
         }
-        Endpoint::new(self.shared.clone(), account)
+        Endpoint::new(self.shared.clone(), account, self.threads.clone())
     }
 
     /// The secret that keyed digests and fingerprints are made with, kept in the store so that they

@@ -19,6 +19,7 @@ use super::{
     record::checksum,
     shared::{Account, Shared},
     sqlite::lease::cut,
+    threads::Threads,
 };
 use crate::endpoint::EndpointName;
 
@@ -50,6 +51,8 @@ pub struct Limits {
 pub struct Endpoint {
     shared: Arc<Shared>,
     account: Arc<Account>,
+    /// Ended with the last handle.
+    _threads: Arc<Threads>,
 }
 
 /// Room for one event, taken before its body is read. Dropped, it is given back.
@@ -60,8 +63,12 @@ pub struct Place {
 }
 
 impl Endpoint {
-    pub(super) fn new(shared: Arc<Shared>, account: Arc<Account>) -> Self {
-        Self { shared, account }
+    pub(super) fn new(shared: Arc<Shared>, account: Arc<Account>, threads: Arc<Threads>) -> Self {
+        Self {
+            shared,
+            account,
+            _threads: threads,
+        }
     }
 
     /// Its name.

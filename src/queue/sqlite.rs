@@ -292,14 +292,16 @@ fn is_ours(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     let mut statement = connection
         .prepare(
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' \
-             ORDER BY rowid",
+             ORDER BY sql",
         )
         .map_err(failed)?;
     let found: Vec<String> = statement
         .query_map([], |row| row.get(0))
         .and_then(Iterator::collect)
         .map_err(failed)?;
-    if version != VERSION || found != SCHEMA {
+    let mut made = SCHEMA;
+    made.sort_unstable();
+    if version != VERSION || found != made {
         return Err(damaged(file, "its tables are not as they were made"));
     }
     Ok(())
