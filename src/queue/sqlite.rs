@@ -148,7 +148,7 @@ pub(super) fn open(dir: &DataDir) -> Result<Connection, OpenError> {
     let log = file.with_extension("sqlite3-wal");
     let log_bytes = fs::metadata(&log).map_or(0, |log| log.len());
     if fs::metadata(&file).is_ok_and(|store| store.len() > 0) {
-        expect_sqlite(&file)?;
+        expect_ours(&file)?;
     } else if log_bytes > 0 {
         // SQLite would take the log for a stranger's and delete it.
         return Err(damaged(&file, "it is empty or gone, but its log is there"));
@@ -222,17 +222,32 @@ fn set_up(connection: &Connection, file: &Path, role: Role) -> Result<(), OpenEr
     Ok(())
 }
 
-/// A file with another beginning is left alone: SQLite would take an empty one for a new store.
-fn expect_sqlite(file: &Path) -> Result<(), OpenError> {
-    let mut head = [0; 16];
-    let read = fs::File::open(file)
-        .and_then(|mut file| file.read_exact(&mut head))
-        .is_ok();
-    if read && head == *b"SQLite format 3\0" {
-        Ok(())
-    } else {
-        Err(damaged(file, "it is no SQLite file"))
+/// Looks at a file's first bytes before SQLite does, which may write: what is not ours is left as it
+/// is. Places and numbers are those of SQLite's file format, §1.3.
+fn expect_ours(file: &Path) -> Result<(), OpenError> {
+    let mut head = [0; 100];
+    let read = fs::File::open(file).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_err() || !head.starts_with(b"SQLite format 3\0") {
+        return Err(damaged(file, "it is no SQLite file"));
     }
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4).unwrap_or_default();
+        bytes.iter().fold(0, |n, byte| n << 8 | i64::from(*byte))
+    };
+    expect_identity(file, number(68), number(60))
+}
+
+fn expect_identity(file: &Path, application_id: i64, version: i64) -> Result<(), OpenError> {
+    if application_id != APPLICATION_ID {
+        return Err(damaged(file, "it is not hookward's"));
+    }
+    if version > VERSION {
+        return Err(OpenError::Newer {
+            file: file.to_owned(),
+            version,
+        });
+    }
+    Ok(())
 }
 
 /// Makes an empty store under another name: a crash leaves a whole one or none.
@@ -280,16 +295,11 @@ fn create(file: &Path) -> Result<(), OpenError> {
 fn is_ours(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     let failed = |e: rusqlite::Error| said(file, &e);
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if number("application_id").map_err(failed)? != APPLICATION_ID {
-        return Err(damaged(file, "it is not hookward's"));
-    }
-    let version = number("user_version").map_err(failed)?;
-    if version > VERSION {
-        return Err(OpenError::Newer {
-            file: file.to_owned(),
-            version,
-        });
-    }
+    let (application_id, version) = (
+        number("application_id").map_err(failed)?,
+        number("user_version").map_err(failed)?,
+    );
+    expect_identity(file, application_id, version)?;
     let mut statement = connection
         .prepare(
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' \

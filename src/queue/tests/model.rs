@@ -118,7 +118,8 @@ impl Model {
                 .filter(|e| e.lane == event.lane)
                 .collect();
             let is_free = event.lane.is_none()
-                || lane[0].id == event.id && lane.iter().all(|e| e.state == State::Pending);
+                || lane.first().is_some_and(|first| first.id == event.id)
+                    && lane.iter().all(|e| e.state == State::Pending);
             event.state == State::Pending && event.due <= self.hour && is_free
         };
         self.events.iter().filter(may_go).map(|e| e.id).collect()
@@ -263,8 +264,7 @@ impl Run {
     }
 
     async fn kill(&mut self, clock_back: bool) {
-        // What was not waited for is written when this is: commands are taken in turn.
-        self.queue.crm().forget(Key([255; 16])).await.unwrap();
+        self.queue.written().await;
         let killed = self.dir.as_after_a_kill();
         let hours = HOUR * u32::try_from(self.model.hour).unwrap();
         let back = if clock_back { HOUR } else { Duration::ZERO };
