@@ -38,7 +38,8 @@ pub(super) struct Account {
 /// The part of an account that changes together.
 #[derive(Clone, Copy)]
 pub(super) struct Book {
-    pub(super) limits: Limits,
+    /// `None`: nobody has said; nothing is refused and nothing is removed.
+    pub(super) limits: Option<Limits>,
     /// As of the last commit.
     pub(super) tally: Tally,
     /// Records handed to the writer and not yet answered, in bytes.
@@ -54,7 +55,7 @@ impl Account {
             changed: Notify::new(),
             oldest: AtomicI64::new(0),
             book: Mutex::new(Book {
-                limits: Limits::default(),
+                limits: None,
                 tally,
                 incoming: 0,
             }),
@@ -88,7 +89,7 @@ impl Account {
     }
 
     pub(super) fn set_limits(&self, limits: Limits) {
-        self.lock().limits = limits;
+        self.lock().limits = Some(limits);
     }
 
     /// Takes over what a commit changed.
@@ -117,11 +118,19 @@ impl Account {
 }
 
 impl Book {
+    /// Quarantined requests that may be kept, in bytes.
+    pub(super) fn quarantine_bytes(&self) -> u64 {
+        self.limits.map_or(0, |limits| limits.quarantine_bytes)
+    }
+
     fn has_room(&self, bytes: u64) -> Result<(), Refused> {
+        let Some(limits) = &self.limits else {
+            return Ok(());
+        };
         let more = self.incoming.saturating_add(bytes);
-        if self.tally.live_bytes().saturating_add(more) > self.limits.pending_bytes {
+        if self.tally.live_bytes().saturating_add(more) > limits.pending_bytes {
             Err(Refused::Full(Bound::PendingBytes))
-        } else if self.tally.stored_bytes().saturating_add(more) > self.limits.stored_bytes {
+        } else if self.tally.stored_bytes().saturating_add(more) > limits.stored_bytes {
             Err(Refused::Full(Bound::StoredBytes))
         } else {
             Ok(())
@@ -141,6 +150,8 @@ pub(super) struct Shared {
     pub(super) quarantine_places: Arc<Semaphore>,
     /// The log's length after the last commit, in pages.
     pub(super) log_pages: AtomicU32,
+    /// Little of the log is left to be folded in: the writer does it after its next commit.
+    pub(super) fold_rest: AtomicBool,
     accounts: Mutex<BTreeMap<EndpointName, Arc<Account>>>,
     trouble: watch::Sender<Option<Trouble>>,
     writer_ended: watch::Sender<bool>,
@@ -190,6 +201,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(parts.places.min(Semaphore::MAX_PERMITS))),
             quarantine_places: Arc::new(Semaphore::new(QUARANTINE_PLACES)),
             log_pages: AtomicU32::new(0),
+            fold_rest: AtomicBool::new(false),
             accounts: Mutex::new(accounts.map(|a| (a.name.clone(), Arc::new(a))).collect()),
             trouble: watch::Sender::new(None),
             writer_ended: watch::Sender::new(false),
@@ -322,21 +334,6 @@ impl Shared {
             Ok(Some(Trouble::Broken(broken))) => broken.clone(),
             // The sender lives as long as `self`.
             _ => std::future::pending().await,
-        }
-    }
-}
-
-impl Default for Limits {
-    /// Of an endpoint nobody configures any more: it takes nothing new, and what it has is kept
-    /// for the usual time.
-    fn default() -> Self {
-        const DAY: Duration = Duration::from_secs(24 * 3600);
-        Self {
-            pending_bytes: u64::MAX,
-            stored_bytes: u64::MAX,
-            keep_delivered: DAY,
-            keep_dead: 30 * DAY,
-            quarantine_bytes: 0,
         }
     }
 }

@@ -111,6 +111,8 @@ impl Drop for Threads {
         for thread in self.others.drain(..) {
             let _ = thread.join();
         }
+        // Leases that are still held keep `Shared` alive, but can do nothing any more.
+        self.shared.dir.release();
     }
 }
 
