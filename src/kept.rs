@@ -171,3 +171,92 @@ impl Kept {
         head
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head() -> Parts {
+        let request = Request::post("/hook/deeper?a=1&b=%20")
+            .header("host", "hooks.example")
+            .header("x-twice", "first")
+            .header("x-twice", HeaderValue::from_bytes(b"caf\xe9").unwrap())
+            .header("tinytalk-signature", "aa");
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn origin() -> Origin<'static> {
+        Origin {
+            peer: Some("203.0.113.9"),
+            peer_is_trusted: true,
+            proto: "https",
+            remainder: "deeper",
+            received_at: SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_500),
+        }
+    }
+
+    #[test]
+    fn a_request_comes_back_as_it_was_received() {
+        let record = record(&head(), &origin(), b"\0body\xff").unwrap();
+        let kept = Kept::read(record).unwrap();
+        assert_eq!(kept.headers, head().headers);
+        let twice: Vec<_> = kept.headers.get_all("x-twice").iter().collect();
+        assert_eq!(twice, ["first".as_bytes(), b"caf\xe9"]);
+        assert_eq!(&kept.body[..], b"\0body\xff");
+        assert_eq!(kept.received_at, origin().received_at);
+        assert_eq!(kept.peer.as_deref(), Some("203.0.113.9"));
+        assert_eq!((kept.peer_is_trusted, kept.proto), (true, "https"));
+        assert_eq!(kept.remainder, "deeper");
+        let signed = kept.signed();
+        assert_eq!(
+            (signed.method, signed.url),
+            ("POST", "/hook/deeper?a=1&b=%20")
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_sender_is_not_made_up() {
+        let nobody = Origin {
+            peer: None,
+            peer_is_trusted: false,
+            proto: "http",
+            remainder: "",
+            ..origin()
+        };
+        let kept = Kept::read(record(&head(), &nobody, b"").unwrap()).unwrap();
+        assert_eq!(
+            (kept.peer, kept.peer_is_trusted, kept.proto),
+            (None, false, "http")
+        );
+        assert_eq!(kept.remainder, "");
+    }
+
+    #[test]
+    fn what_a_later_version_knows_besides_is_passed_over() {
+        let record = Record {
+            received_at: SystemTime::UNIX_EPOCH,
+            method: Bytes::from_static(b"POST"),
+            target: Bytes::from_static(b"/"),
+            headers: vec![(Bytes::from_static(b":later"), Bytes::from_static(b"x"))],
+            body: Bytes::new(),
+        };
+        let kept = Kept::read(record.encode().unwrap()).unwrap();
+        assert!(kept.headers.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_no_request_is_refused() {
+        for (target, name) in [(&b"/\xff"[..], &b"x"[..]), (b"/", b"bad name"), (b"/", b"")] {
+            let record = Record {
+                received_at: SystemTime::UNIX_EPOCH,
+                method: Bytes::from_static(b"POST"),
+                target: Bytes::from_static(target),
+                headers: vec![(Bytes::from_static(name), Bytes::new())],
+                body: Bytes::new(),
+            };
+            assert!(Kept::read(record.encode().unwrap()).is_err(), "{name:?}");
+        }
+    }
+}

@@ -5,10 +5,11 @@
 //! `gate` asks the rooms under it, and the core knows nobody.
 //!
 //! ```text
-//! sender ─► server ─► connection ─► gate ─┬─► body ─► signature ─► event ─► dedup ─► upstream ─► application
-//!           accept    deadlines,    the   │   budget  constant     type,    one      pool,
-//!                     framing       order │           time         key      claim    one attempt
-//!                                         └─► rejection ─► the sender hears why
+//! sender ─► server ─► connection ─► gate ─┬─► body ─► signature ─► event ─► dedup ─┬─► upstream ─► application
+//!           accept    deadlines,    the   │   budget  constant     type,    one    │   pool,           ▲
+//!                     framing       order │           time         key      claim  │   one attempt     │
+//!                                         │                                        └─► queue ─► delivery
+//!                                         └─► rejection ─► the sender hears why        fsync    again, in order
 //! ```
 
 // The process: what was asked, what is configured, what runs.

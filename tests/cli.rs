@@ -241,6 +241,10 @@ fn demo_shows_genuine_events_passing_and_forged_ones_stopped() {
         ),
         (1, 3)
     );
+    // Acknowledged while their application was down, delivered when it was back.
+    assert_eq!(shown.matches("200 queued").count(), 3, "{shown}");
+    let (_, back) = shown.split_once("It is back:").unwrap();
+    assert_eq!(back.matches("application got ").count(), 3, "{shown}");
 }
 
 #[test]
@@ -629,6 +633,7 @@ fn every_command_has_help_and_fails_on_what_it_does_not_know() {
         "schema",
         "completions",
         "healthcheck",
+        "queue",
     ] {
         let help = hookward(&[command, "--help"], &[], b"");
         assert_eq!(help.status.code(), Some(0), "{command}");
