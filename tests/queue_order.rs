@@ -203,7 +203,7 @@ fn crashes_change_no_order() {
 #[test]
 fn an_event_that_breaks_the_upstream_blocks_no_other() {
     let upstream = Upstream::new(Act::status(200));
-    let retry = vec!["\"1h\""; 3].join(", ");
+    let retry = ["\"1h\""; 3].join(", ");
     for poison in [Act::Close, Act::Reset, Act::status(500)] {
         let more = format!("[endpoints.crm.queue]\nretry = [{retry}]\n");
         let daemon = Daemon::queue(&upstream.url(), &more).start();
