@@ -163,7 +163,7 @@ fn survives(rounds: usize, senders: usize, under_load: Duration) {
             let loads: Vec<_> = (0..senders)
                 .map(|_| scope.spawn(move || load(address, name, next, stop)))
                 .collect();
-            // The kill comes at another moment each round.
+            // How long the load lasts; the kill comes at another moment each round.
             thread::sleep(under_load + under_load * u32::try_from(round % 7).unwrap() / 7);
             let setup = daemon.end(Signal::KILL);
             stop.store(true, Ordering::Relaxed);
@@ -201,11 +201,6 @@ fn survives(rounds: usize, senders: usize, under_load: Duration) {
     // At a kill at most so many attempts were under way, or ended and not yet on disk.
     let limit = rounds * (PLACES + 64);
     assert!(again <= limit, "{again} attempts were repeated");
-    println!(
-        "{} acknowledged, {} delivered, {again} repeated",
-        acknowledged.len(),
-        got.len()
-    );
 }
 
 #[test]
@@ -371,4 +366,41 @@ fn an_endpoint_that_is_taken_out_keeps_its_events_for_when_it_is_back() {
     eventually("it is delivered when the endpoint is back", || {
         upstream.count() > count
     });
+}
+
+#[test]
+fn what_is_no_store_of_ours_stops_the_start_and_is_left_alone() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "").start();
+    let place = daemon.data_dir();
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    upstream.next_message();
+    let setup = daemon.end(Signal::TERM);
+    let store = place.join("queue.sqlite3");
+    let good = std::fs::read(&store).unwrap();
+    let newer = {
+        // The file's user version: four bytes at offset 60 of its header.
+        let mut bytes = good.clone();
+        bytes[60..64].copy_from_slice(&9999_u32.to_be_bytes());
+        bytes
+    };
+    let garbage = b"this is not a database, but somebody's notes about one".repeat(400);
+    for (bytes, part) in [
+        (garbage, "damaged"),
+        (good[..good.len() / 2].to_vec(), "damaged"),
+        (newer, "newer hookward"),
+    ] {
+        std::fs::write(&store, &bytes).unwrap();
+        let (code, said) = setup.refuse();
+        assert_eq!(code, 1, "{said}");
+        let last = said.lines().last().unwrap();
+        assert!(
+            last.contains(part) && last.contains("queue.sqlite3"),
+            "{said}"
+        );
+        assert_eq!(std::fs::read(&store).unwrap(), bytes, "it was changed");
+    }
+    std::fs::write(&store, &good).unwrap();
+    let daemon = setup.start();
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "duplicate");
 }

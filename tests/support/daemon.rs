@@ -187,7 +187,7 @@ impl Setup {
     }
 
     /// Starts it where it must not start: its exit code and what it said.
-    pub(crate) fn refuse(self) -> (i32, String) {
+    pub(crate) fn refuse(&self) -> (i32, String) {
         let mut child = self.command().spawn().unwrap();
         let pipe = child.stderr.take().unwrap();
         let said = thread::spawn(move || std::io::read_to_string(pipe).unwrap());
