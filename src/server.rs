@@ -76,6 +76,8 @@ pub trait Handler: 'static {
     fn close(&self);
     /// Counts and logs a request that was refused before it was one.
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>);
+    /// Resolves when what goes on after the last answer has ended.
+    fn finish(&self) -> impl Future<Output = ()>;
 }
 
 /// How far a process is with ending.
@@ -242,6 +244,7 @@ pub async fn run<H: Handler>(
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.handler.finish().await;
             return Ok(());
         }
         tokio::select! {
@@ -468,5 +471,9 @@ impl Handler for Rc<Gate> {
 
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>) {
         self.shared().refused(rejection, peer, Instant::now());
+    }
+
+    async fn finish(&self) {
+        Gate::finish(self).await;
     }
 }

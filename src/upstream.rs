@@ -21,7 +21,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -59,6 +59,11 @@ const SPARE_ROOMS: usize = 64;
 /// First and longest pause between two attempts to connect.
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
+
+/// When it is worth asking again for a place that another thread may free.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time to the next place by rate; a slow rate is asked again.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why an upstream gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,24 +161,49 @@ impl Upstream {
         let Some(rate) = self.rate else {
             return Some(permit);
         };
-        let burst = rate.per_second.max(1.0);
-        let mut bucket = self
-            .load
-            .bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let last = bucket.unwrap_or(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        let grown = now.saturating_duration_since(last.at).as_secs_f64() * rate.per_second;
-        let tokens = (last.tokens + grown).min(burst);
+        let mut bucket = self.load.bucket();
+        let tokens = rate.tokens(*bucket, now);
         let enough = tokens >= 1.0;
         *bucket = Some(Bucket {
             tokens: if enough { tokens - 1.0 } else { tokens },
             at: now,
         });
         enough.then_some(permit)
+    }
+
+    /// How many places there are, none of which is taken by asking; where there is none, after how
+    /// long it is worth asking again.
+    pub fn room(&self, now: Instant) -> Result<usize, Duration> {
+        let running = self.load.running.load(Ordering::Acquire);
+        let free = self.max_concurrency.saturating_sub(running);
+        if free == 0 {
+            return Err(BUSY_PAUSE);
+        }
+        let Some(rate) = self.rate else {
+            return Ok(free);
+        };
+        let tokens = rate.tokens(*self.load.bucket(), now);
+        if tokens < 1.0 {
+            let wait = Duration::try_from_secs_f64((1.0 - tokens) / rate.per_second);
+            return Err(wait.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE));
+        }
+        // One at a time is soon enough: whoever got one asks again.
+        Ok(1)
+    }
+}
+
+impl endpoint::Rate {
+    fn tokens(self, bucket: Option<Bucket>, now: Instant) -> f64 {
+        let burst = self.per_second.max(1.0);
+        let Some(last) = bucket else { return burst };
+        let grown = now.saturating_duration_since(last.at).as_secs_f64() * self.per_second;
+        (last.tokens + grown).min(burst)
+    }
+}
+
+impl Load {
+    fn bucket(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
