@@ -62,8 +62,10 @@ fn main() {
         syncs();
     }
     if is_asked("ingest", true) {
-        ingest(1024);
-        ingest(16 * 1024);
+        for body in [1024, 16 * 1024] {
+            let peak = ingest(body);
+            paced(body, peak / 2.0);
+        }
     }
     if is_asked("delivery", true) {
         delivery(1024);
@@ -181,8 +183,8 @@ fn quantiles(took: &mut [Duration]) -> String {
     )
 }
 
-/// Has all producers do something over and over; returns how long each took.
-fn produce<F: Future<Output = ()>>(
+/// Has all producers do something over and over; returns how long each says it took.
+fn produce<F: Future<Output = Duration>>(
     end: impl Fn() -> bool + Sync,
     act: impl Fn() -> F + Sync,
 ) -> Vec<Duration> {
@@ -190,13 +192,13 @@ fn produce<F: Future<Output = ()>>(
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_time()
+                    .build();
                 let producers = (0..PRODUCERS).map(|_| async {
                     let mut took = Vec::new();
                     while !end() {
-                        let before = Instant::now();
-                        act().await;
-                        took.push(before.elapsed());
+                        took.push(act().await);
                     }
                     took
                 });
@@ -234,16 +236,18 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
     all.into_iter().filter_map(|(_, done)| done).collect()
 }
 
-async fn append(endpoint: &Endpoint, number: u64, record: &Bytes) {
+async fn append(endpoint: &Endpoint, number: u64, record: &Bytes) -> Duration {
+    let before = Instant::now();
     let place = endpoint.place(0).expect("there is room");
     let appended = place.append(event(number, record.clone())).await;
     assert!(
         matches!(appended, Ok(Appended::Queued { .. })),
         "{appended:?}"
     );
+    before.elapsed()
 }
 
-fn report(what: &str, began: Instant, took: &mut [Duration], commits: &Commits) {
+fn report(what: &str, began: Instant, took: &mut [Duration], commits: &Commits) -> f64 {
     let rate = took.len() as f64 / began.elapsed().as_secs_f64();
     let count = commits.count.load(Ordering::Relaxed).max(1) as f64;
     let batch = commits.events.load(Ordering::Relaxed) as f64 / count;
@@ -252,9 +256,10 @@ fn report(what: &str, began: Instant, took: &mut [Duration], commits: &Commits) 
         "{what}: {rate:.0} acknowledgements/s, {}; {batch:.0} events and {each:.2} ms a commit",
         quantiles(took)
     );
+    rate
 }
 
-fn ingest(body: usize) {
+fn ingest(body: usize) -> f64 {
     let (dir, commits) = (Dir::new(), Arc::default());
     let (_queue, endpoint) = open(&dir.0, &commits);
     let record = Bytes::from(vec![0x5a; HEADERS + body]);
@@ -263,7 +268,35 @@ fn ingest(body: usize) {
         || began.elapsed() > RUN,
         || append(&endpoint, next.fetch_add(1, Ordering::Relaxed), &record),
     );
-    report(&format!("ingest, {body} B"), began, &mut took, &commits);
+    report(&format!("ingest, {body} B"), began, &mut took, &commits)
+}
+
+/// Ingest at a rate: each producer begins one append after the other at its times, late or not.
+fn paced(body: usize, rate: f64) {
+    let (dir, commits) = (Dir::new(), Arc::default());
+    let (_queue, endpoint) = open(&dir.0, &commits);
+    let record = Bytes::from(vec![0x5a; HEADERS + body]);
+    let (next, began) = (AtomicU64::new(1), Instant::now());
+    let period = Duration::from_secs_f64((THREADS * PRODUCERS) as f64 / rate);
+    let turn = (THREADS * PRODUCERS) as u64;
+    let mut took = produce(
+        || began.elapsed() > RUN,
+        || async {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let took = append(&endpoint, number, &record).await;
+            let round = u32::try_from(number / turn).unwrap_or(u32::MAX);
+            let offset = period.mul_f64((number % turn) as f64 / turn as f64);
+            let at = began + period * round + offset;
+            tokio::time::sleep_until((at + period).into()).await;
+            took
+        },
+    );
+    report(
+        &format!("at {rate:.0}/s, {body} B"),
+        began,
+        &mut took,
+        &commits,
+    );
 }
 
 /// Ingest while everything is leased and settled as fast as it comes.
@@ -326,10 +359,12 @@ fn keys(count: u64) {
     let mut took = produce(
         || next.load(Ordering::Relaxed) > count,
         || async {
+            let before = Instant::now();
             let key = event(next.fetch_add(1, Ordering::Relaxed), Bytes::new()).key;
             let Keyed { key, body, .. } = key.expect("it has one");
             let remembered = endpoint.remember(key, body, window).await;
             remembered.expect("the store is fine");
+            before.elapsed()
         },
     );
     report("remembered keys", began, &mut took, &commits);
@@ -389,11 +424,12 @@ fn fill(dir: &Path, count: u64) {
         || false,
         || async {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            append(&endpoint, number, &record).await;
+            let took = append(&endpoint, number, &record).await;
             // All before it are acknowledged, or are about to be.
             if number > count + 1000 && !is_told.swap(true, Ordering::Relaxed) {
                 println!("filled");
             }
+            took
         },
     );
 }

@@ -131,8 +131,8 @@ impl Queue {
         })
     }
 
-    /// The handle on an endpoint. `limits` replace those given before, for all its handles;
-    /// `None` leaves them.
+    /// The handle on an endpoint. `limits` replace those given before, for all its handles; `None`
+    /// leaves them. Of an endpoint that never was given any nothing is purged.
     pub fn endpoint(&self, name: &EndpointName, limits: Option<Limits>) -> Endpoint {
         let account = self.shared.account(name);
         if let Some(limits) = limits {

@@ -107,6 +107,13 @@ impl DataDir {
         lock.sync_all()
     }
 
+    /// Gives the directory free for another; for when nothing can be written through this any more.
+    pub(super) fn release(&self) {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // At the latest it is given back when the file is closed.
+        let _ = flock(&*lock, FlockOperation::Unlock);
+    }
+
     /// Makes new names in the directory last.
     pub(super) fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()

@@ -182,7 +182,7 @@ impl Endpoint {
     /// waited for, and dropped when many are being written. `reason` is a label.
     pub fn quarantine(&self, id: Uuid, reason: &'static str, record: Bytes) {
         let fits = u64::try_from(record.len())
-            .is_ok_and(|bytes| bytes <= self.account.book().limits.quarantine_bytes);
+            .is_ok_and(|bytes| bytes <= self.account.book().quarantine_bytes());
         if !fits || self.shared.refusal().is_some() {
             return;
         }

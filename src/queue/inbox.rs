@@ -77,14 +77,19 @@ pub(super) enum Change {
     Replay(Vec<i64>),
 }
 
-/// Delivered or dead events of one endpoint that may go.
+/// What of one endpoint may go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Purge {
-    pub(super) dead: bool,
-    /// Those that have been so since then or longer.
-    pub(super) until: Millis,
-    /// No more than needed to free so many bytes.
-    pub(super) bytes: u64,
+pub(super) enum Purge {
+    /// Delivered or dead events.
+    Events {
+        dead: bool,
+        /// Those that have been so since then or longer.
+        until: Millis,
+        /// No more than needed to free so many bytes.
+        bytes: u64,
+    },
+    /// Quarantined requests beyond the bound.
+    Quarantine,
 }
 
 type Reply<T> = oneshot::Sender<T>;

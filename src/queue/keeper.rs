@@ -10,19 +10,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, wal::CheckpointMode};
+use rusqlite::{Connection, ErrorCode, wal::CheckpointMode};
 
 use super::{
+    Broken,
     clock::{Millis, millis},
     inbox::{Command, Purge},
     shared::{Account, Shared},
-    sqlite::purge::{self, KeyCursor, STEP},
+    sqlite::{
+        purge::{self, KeyCursor, STEP},
+        tally::positive,
+    },
 };
 
 /// How often the log is looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// The log's length in pages from which it is folded in: 4 MiB.
 const LOG_PAGES: u32 = 1024;
+/// What is left for the writer, in pages, and how often that is tried for: under load each pass is
+/// shorter than the one before.
+const REST_PAGES: u32 = 256;
+const PASSES: u32 = 4;
 /// How often what is over is looked for.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// How long a sweep through all keys rests when it is through.
@@ -67,17 +75,7 @@ impl Keeper {
         let pages = self.shared.log_pages.load(Ordering::Relaxed);
         // The same length again: nothing was written since, or as good as nothing.
         if pages > LOG_PAGES && pages != self.folded {
-            let folded = self
-                .connection
-                .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
-            match folded {
-                Err(error)
-                    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => {}
-                folded => {
-                    folded?;
-                }
-            }
-            self.folded = pages;
+            self.fold()?;
         }
         if self.purged.elapsed() >= PURGE_EVERY && self.shared.storage_fault().is_none() {
             self.purged = Instant::now();
@@ -89,9 +87,48 @@ impl Keeper {
         Ok(())
     }
 
+    /// Folds the log in beside the writer, then has the writer fold in the rest between two
+    /// transactions: only a log that is folded in whole begins anew, and the less is left for the
+    /// writer, the less its commits wait.
+    fn fold(&mut self) -> rusqlite::Result<()> {
+        for _ in 0..PASSES {
+            let folded = self
+                .connection
+                .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
+            let done = match folded {
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => break,
+                folded => u32::try_from(folded?.1).unwrap_or_default(),
+            };
+            // SQLite syncs the file only when a pass reached the log's end, which beside a busy
+            // writer only the writer's own does: then little must be left to be synced.
+            if let Err(error) = self.shared.file.sync_data() {
+                self.shared.break_off(Broken {
+                    cause: format!("the store's file could not be synced: {error}"),
+                });
+                break;
+            }
+            self.folded = self.shared.log_pages.load(Ordering::Relaxed);
+            if self.folded.saturating_sub(done) < REST_PAGES {
+                if self.folded > LOG_PAGES {
+                    self.shared.fold_rest.store(true, Ordering::Relaxed);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what an endpoint need not keep, then what it has no room for.
     fn purge(&self, account: &Arc<Account>) {
-        let (now, limits) = (self.shared.clock.now(), account.book().limits);
+        let (now, book) = (self.shared.clock.now(), account.book());
+        let Some(limits) = book.limits else { return };
+        if positive(book.tally.quarantined.bytes) > limits.quarantine_bytes {
+            self.ask(|reply| Command::Purge {
+                account: account.clone(),
+                purge: Purge::Quarantine,
+                reply,
+            });
+        }
         let over = |keep: Duration| now.saturating_sub(millis(keep));
         self.remove(account, false, over(limits.keep_delivered), u64::MAX);
         self.remove(account, true, over(limits.keep_dead), u64::MAX);
@@ -128,7 +165,7 @@ impl Keeper {
         let (mut removed, before) = (0, tally.stored_bytes());
         loop {
             let freed = before.saturating_sub(account.book().tally.stored_bytes());
-            let purge = Purge {
+            let purge = Purge::Events {
                 dead,
                 until,
                 bytes: bytes.saturating_sub(freed),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
@@ -38,7 +39,8 @@ pub(super) struct Account {
 /// The part of an account that changes together.
 #[derive(Clone, Copy)]
 pub(super) struct Book {
-    pub(super) limits: Limits,
+    /// `None`: nobody has said; nothing is refused and nothing is removed.
+    pub(super) limits: Option<Limits>,
     /// As of the last commit.
     pub(super) tally: Tally,
     /// Records handed to the writer and not yet answered, in bytes.
@@ -54,7 +56,7 @@ impl Account {
             changed: Notify::new(),
             oldest: AtomicI64::new(0),
             book: Mutex::new(Book {
-                limits: Limits::default(),
+                limits: None,
                 tally,
                 incoming: 0,
             }),
@@ -88,7 +90,7 @@ impl Account {
     }
 
     pub(super) fn set_limits(&self, limits: Limits) {
-        self.lock().limits = limits;
+        self.lock().limits = Some(limits);
     }
 
     /// Takes over what a commit changed.
@@ -117,11 +119,19 @@ impl Account {
 }
 
 impl Book {
+    /// Quarantined requests that may be kept, in bytes.
+    pub(super) fn quarantine_bytes(&self) -> u64 {
+        self.limits.map_or(0, |limits| limits.quarantine_bytes)
+    }
+
     fn has_room(&self, bytes: u64) -> Result<(), Refused> {
+        let Some(limits) = &self.limits else {
+            return Ok(());
+        };
         let more = self.incoming.saturating_add(bytes);
-        if self.tally.live_bytes().saturating_add(more) > self.limits.pending_bytes {
+        if self.tally.live_bytes().saturating_add(more) > limits.pending_bytes {
             Err(Refused::Full(Bound::PendingBytes))
-        } else if self.tally.stored_bytes().saturating_add(more) > self.limits.stored_bytes {
+        } else if self.tally.stored_bytes().saturating_add(more) > limits.stored_bytes {
             Err(Refused::Full(Bound::StoredBytes))
         } else {
             Ok(())
@@ -132,6 +142,9 @@ impl Book {
 /// Everything but the threads.
 pub(super) struct Shared {
     pub(super) dir: DataDir,
+    /// The store's file. Open until all connections are closed: closing it would give back the
+    /// locks SQLite holds on it in this process.
+    pub(super) file: File,
     pub(super) clock: Clock,
     pub(super) hash_secret: [u64; 2],
     pub(super) observer: Observer,
@@ -141,6 +154,8 @@ pub(super) struct Shared {
     pub(super) quarantine_places: Arc<Semaphore>,
     /// The log's length after the last commit, in pages.
     pub(super) log_pages: AtomicU32,
+    /// Little of the log is left to be folded in: the writer does it after its next commit.
+    pub(super) fold_rest: AtomicBool,
     accounts: Mutex<BTreeMap<EndpointName, Arc<Account>>>,
     trouble: watch::Sender<Option<Trouble>>,
     writer_ended: watch::Sender<bool>,
@@ -166,6 +181,7 @@ impl Trouble {
 /// What the parts of [`Shared`] are made from.
 pub(super) struct Parts {
     pub(super) dir: DataDir,
+    pub(super) file: File,
     pub(super) clock: Clock,
     pub(super) hash_secret: [u64; 2],
     pub(super) observer: Observer,
@@ -182,6 +198,7 @@ impl Shared {
         let accounts = parts.accounts.into_iter();
         Self {
             dir: parts.dir,
+            file: parts.file,
             clock: parts.clock,
             hash_secret: parts.hash_secret,
             observer: parts.observer,
@@ -190,6 +207,7 @@ impl Shared {
             places: Arc::new(Semaphore::new(parts.places.min(Semaphore::MAX_PERMITS))),
             quarantine_places: Arc::new(Semaphore::new(QUARANTINE_PLACES)),
             log_pages: AtomicU32::new(0),
+            fold_rest: AtomicBool::new(false),
             accounts: Mutex::new(accounts.map(|a| (a.name.clone(), Arc::new(a))).collect()),
             trouble: watch::Sender::new(None),
             writer_ended: watch::Sender::new(false),
@@ -322,21 +340,6 @@ impl Shared {
             Ok(Some(Trouble::Broken(broken))) => broken.clone(),
             // The sender lives as long as `self`.
             _ => std::future::pending().await,
-        }
-    }
-}
-
-impl Default for Limits {
-    /// Of an endpoint nobody configures any more: it takes nothing new, and what it has is kept
-    /// for the usual time.
-    fn default() -> Self {
-        const DAY: Duration = Duration::from_secs(24 * 3600);
-        Self {
-            pending_bytes: u64::MAX,
-            stored_bytes: u64::MAX,
-            keep_delivered: DAY,
-            keep_dead: 30 * DAY,
-            quarantine_bytes: 0,
         }
     }
 }

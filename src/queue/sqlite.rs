@@ -25,7 +25,7 @@ pub(super) mod tx;
 
 use std::{fs, io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
 
 use super::{directory::DataDir, fault::OpenError};
 
@@ -38,13 +38,14 @@ const STATEMENTS: usize = 64;
 /// What a fresh log is cut to, in bytes.
 const JOURNAL_SIZE_LIMIT: i64 = 128 * 1024 * 1024;
 
-/// Each statement as `sqlite_schema` gives it back.
+/// Each statement as `sqlite_schema` gives it back. What is read into a narrower type is checked, so
+/// that a check of the store finds every row that cannot be read; text is read whatever its bytes.
 const SCHEMA: [&str; 11] = [
     "CREATE TABLE store (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     next_id INTEGER NOT NULL,
     clock INTEGER NOT NULL,
-    hash_secret BLOB NOT NULL
+    hash_secret BLOB NOT NULL CHECK (length(hash_secret) = 16)
 ) STRICT",
     "CREATE TABLE endpoint (
     id INTEGER PRIMARY KEY,
@@ -64,17 +65,17 @@ const SCHEMA: [&str; 11] = [
     "CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     endpoint INTEGER NOT NULL,
-    state INTEGER NOT NULL,
+    state INTEGER NOT NULL CHECK (state BETWEEN -1 AND 3),
     at INTEGER NOT NULL,
-    attempts INTEGER NOT NULL,
-    replayed_after INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL CHECK (attempts BETWEEN 0 AND 2147483647),
+    replayed_after INTEGER NOT NULL DEFAULT 0 CHECK (replayed_after BETWEEN 0 AND 2147483647),
     created INTEGER NOT NULL,
-    uuid BLOB NOT NULL,
+    uuid BLOB NOT NULL CHECK (length(uuid) = 16),
     type TEXT,
-    key BLOB,
-    lane BLOB,
+    key BLOB CHECK (length(key) = 16),
+    lane BLOB CHECK (length(lane) = 16),
     bytes INTEGER NOT NULL,
-    last_status INTEGER,
+    last_status INTEGER CHECK (last_status BETWEEN 0 AND 65535),
     last_error TEXT
 ) STRICT",
     "CREATE INDEX event_state ON event (endpoint, state, at)",
@@ -87,15 +88,15 @@ const SCHEMA: [&str; 11] = [
 ) STRICT",
     "CREATE TABLE attempt (
     event INTEGER NOT NULL,
-    number INTEGER NOT NULL,
+    number INTEGER NOT NULL CHECK (number BETWEEN 0 AND 2147483647),
     at INTEGER NOT NULL,
-    status INTEGER,
+    status INTEGER CHECK (status BETWEEN 0 AND 65535),
     error TEXT NOT NULL,
     PRIMARY KEY (event, number)
 ) STRICT, WITHOUT ROWID",
     "CREATE TABLE idem (
     endpoint INTEGER NOT NULL,
-    key BLOB NOT NULL,
+    key BLOB NOT NULL CHECK (length(key) = 16),
     id INTEGER,
     expires INTEGER NOT NULL,
     body INTEGER,
@@ -105,7 +106,7 @@ const SCHEMA: [&str; 11] = [
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     endpoint INTEGER NOT NULL,
     at INTEGER NOT NULL,
-    uuid BLOB NOT NULL,
+    uuid BLOB NOT NULL CHECK (length(uuid) = 16),
     reason TEXT NOT NULL,
     bytes INTEGER NOT NULL,
     crc INTEGER NOT NULL,
@@ -147,7 +148,7 @@ pub(super) fn open(dir: &DataDir) -> Result<Connection, OpenError> {
     let log = file.with_extension("sqlite3-wal");
     let log_bytes = fs::metadata(&log).map_or(0, |log| log.len());
     if fs::metadata(&file).is_ok_and(|store| store.len() > 0) {
-        expect_sqlite(&file)?;
+        expect_ours(&file)?;
     } else if log_bytes > 0 {
         // SQLite would take the log for a stranger's and delete it.
         return Err(damaged(&file, "it is empty or gone, but its log is there"));
@@ -178,7 +179,7 @@ fn set_up(connection: &Connection, file: &Path, role: Role) -> Result<(), OpenEr
     let failed = |e: rusqlite::Error| said(file, &e);
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection
-        .busy_timeout(std::time::Duration::from_secs(5))
+        .busy_timeout(std::time::Duration::from_millis(500))
         .map_err(failed)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
@@ -221,17 +222,32 @@ fn set_up(connection: &Connection, file: &Path, role: Role) -> Result<(), OpenEr
     Ok(())
 }
 
-/// A file with another beginning is left alone: SQLite would take an empty one for a new store.
-fn expect_sqlite(file: &Path) -> Result<(), OpenError> {
-    let mut head = [0; 16];
-    let read = fs::File::open(file)
-        .and_then(|mut file| file.read_exact(&mut head))
-        .is_ok();
-    if read && head == *b"SQLite format 3\0" {
-        Ok(())
-    } else {
-        Err(damaged(file, "it is no SQLite file"))
+/// Looks at a file's first bytes before SQLite does, which may write: what is not ours is left as it
+/// is. Places and numbers are those of SQLite's file format, §1.3.
+fn expect_ours(file: &Path) -> Result<(), OpenError> {
+    let mut head = [0; 100];
+    let read = fs::File::open(file).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_err() || !head.starts_with(b"SQLite format 3\0") {
+        return Err(damaged(file, "it is no SQLite file"));
     }
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4).unwrap_or_default();
+        bytes.iter().fold(0, |n, byte| n << 8 | i64::from(*byte))
+    };
+    expect_identity(file, number(68), number(60))
+}
+
+fn expect_identity(file: &Path, application_id: i64, version: i64) -> Result<(), OpenError> {
+    if application_id != APPLICATION_ID {
+        return Err(damaged(file, "it is not hookward's"));
+    }
+    if version > VERSION {
+        return Err(OpenError::Newer {
+            file: file.to_owned(),
+            version,
+        });
+    }
+    Ok(())
 }
 
 /// Makes an empty store under another name: a crash leaves a whole one or none.
@@ -279,16 +295,11 @@ fn create(file: &Path) -> Result<(), OpenError> {
 fn is_ours(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     let failed = |e: rusqlite::Error| said(file, &e);
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if number("application_id").map_err(failed)? != APPLICATION_ID {
-        return Err(damaged(file, "it is not hookward's"));
-    }
-    let version = number("user_version").map_err(failed)?;
-    if version > VERSION {
-        return Err(OpenError::Newer {
-            file: file.to_owned(),
-            version,
-        });
-    }
+    let (application_id, version) = (
+        number("application_id").map_err(failed)?,
+        number("user_version").map_err(failed)?,
+    );
+    expect_identity(file, application_id, version)?;
     let mut statement = connection
         .prepare(
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' \
@@ -307,15 +318,67 @@ fn is_ours(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Looks for everything that would break the store again, and makes anew what can be: indexes, which
+/// a check does not compare with their tables, and counts.
 fn check(connection: &Connection, file: &Path) -> Result<(), OpenError> {
-    let found: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|e| said(file, &e))?;
-    if found == "ok" {
-        Ok(())
-    } else {
-        Err(damaged(file, &found))
+    let failed = |e: rusqlite::Error| said(file, &e);
+    let ask = |sql| {
+        connection
+            .query_row(sql, [], |row| row.get::<_, String>(0))
+            .map_err(failed)
+    };
+    let found = ask("PRAGMA quick_check(1)")?;
+    if found != "ok" {
+        return Err(damaged(file, &found));
     }
+    let strays = ask(
+        "SELECT count(*) || '' FROM (SELECT endpoint FROM event UNION SELECT endpoint FROM quarantine)
+         WHERE endpoint NOT IN (SELECT id FROM endpoint)",
+    )?;
+    if strays != "0" {
+        return Err(damaged(file, "events of no endpoint"));
+    }
+    let recount = RECOUNT.map(|(name, rows)| {
+        format!(
+            "{name} = (SELECT count(*) FROM {rows}),
+             {name}_bytes = (SELECT ifnull(sum(bytes), 0) FROM {rows})"
+        )
+    });
+    let recount = recount.join(", ");
+    connection
+        .execute_batch(&format!(
+            "BEGIN; REINDEX; UPDATE endpoint SET {recount}; COMMIT;"
+        ))
+        .map_err(failed)
+}
+
+/// Which rows an endpoint's counts count.
+const RECOUNT: [(&str, &str); 5] = [
+    (
+        "dead",
+        "event e WHERE e.endpoint = endpoint.id AND e.state = 3",
+    ),
+    (
+        "delivered",
+        "event e WHERE e.endpoint = endpoint.id AND e.state = 2",
+    ),
+    (
+        "leased",
+        "event e WHERE e.endpoint = endpoint.id AND e.state = 1",
+    ),
+    (
+        "pending",
+        "event e WHERE e.endpoint = endpoint.id AND e.state < 1",
+    ),
+    ("quarantined", "quarantine q WHERE q.endpoint = endpoint.id"),
+];
+
+/// A text as it is shown: one with a flipped bit may be no UTF-8.
+pub(super) fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) | ValueRef::Blob(_) => None,
+    })
 }
 
 fn damaged(file: &Path, found: &str) -> OpenError {
@@ -336,9 +399,10 @@ fn refused(file: &Path, setting: &str) -> OpenError {
 
 /// What SQLite said on the way to an open store.
 pub(super) fn said(file: &Path, error: &rusqlite::Error) -> OpenError {
+    // An error that is not SQLite's is a value that cannot be.
     let is_damage = matches!(
         error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+        None | Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
     );
     if is_damage {
         damaged(file, &error.to_string())

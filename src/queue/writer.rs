@@ -25,7 +25,7 @@ use super::{
 
 /// The log's length in pages from which the writer folds it in itself, whatever that costs the
 /// commits that wait meanwhile: the bound the keeper cannot give beside a busy writer.
-const LOG_PAGES: u32 = 4096;
+const LOG_PAGES: u32 = 16 * 1024;
 /// How often a disk that takes nothing is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 /// How long the writer sleeps when nothing comes.
@@ -188,7 +188,8 @@ impl Writer {
         for (command, outcome) in commands.into_iter().zip(outcomes) {
             answer(command, outcome, &self.shared);
         }
-        if self.shared.log_pages.load(Ordering::Relaxed) > LOG_PAGES {
+        let is_long = self.shared.log_pages.load(Ordering::Relaxed) > LOG_PAGES;
+        if self.shared.fold_rest.swap(false, Ordering::Relaxed) || is_long {
             let folded = self
                 .connection
                 .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rusqlite::params;
 
-use super::{lanes, tally::Bin, tx::Tx};
+use super::{lanes, purge::STEP, tally::Bin, tx::Tx};
 use crate::{
     dedup::KeyReuse,
     queue::{
@@ -185,25 +185,12 @@ pub(in crate::queue) fn quarantine(
     suspect: &Suspect,
 ) -> rusqlite::Result<()> {
     let endpoint = tx.endpoint(account)?;
-    let book = account.book();
-    let limit = i64::try_from(book.limits.quarantine_bytes).unwrap_or(i64::MAX);
+    let limit = i64::try_from(account.book().quarantine_bytes()).unwrap_or(i64::MAX);
     let bytes = i64::try_from(suspect.record.len()).unwrap_or(i64::MAX);
     if bytes > limit {
         return Ok(());
     }
-    loop {
-        let held = book.tally.quarantined.bytes + tx.counted(endpoint).quarantined.bytes;
-        if held.saturating_add(bytes) <= limit {
-            break;
-        }
-        let oldest: Option<i64> = tx.first(
-            "SELECT number FROM quarantine WHERE endpoint = ?1 ORDER BY number LIMIT 1",
-            [endpoint],
-            |row| row.get(0),
-        )?;
-        let Some(oldest) = oldest else { break };
-        discard(tx, account, oldest)?;
-    }
+    trim(tx, account, limit - bytes)?;
     tx.execute(
         "INSERT INTO quarantine (endpoint, at, uuid, reason, bytes, crc, data)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -219,6 +206,28 @@ pub(in crate::queue) fn quarantine(
     )?;
     tx.count(endpoint, |tally| tally.add(Bin::Quarantined, bytes));
     Ok(())
+}
+
+/// Removes the oldest quarantined requests of an endpoint until at most `limit` bytes are left, at
+/// most [`STEP`] of them. Returns how many went.
+pub(super) fn trim(tx: &mut Tx<'_>, account: &Arc<Account>, limit: i64) -> rusqlite::Result<u64> {
+    let endpoint = tx.endpoint(account)?;
+    let held = account.book().tally.quarantined.bytes;
+    for removed in 0..STEP {
+        if held + tx.counted(endpoint).quarantined.bytes <= limit {
+            return Ok(removed.into());
+        }
+        let oldest: Option<i64> = tx.first(
+            "SELECT number FROM quarantine WHERE endpoint = ?1 ORDER BY number LIMIT 1",
+            [endpoint],
+            |row| row.get(0),
+        )?;
+        let Some(oldest) = oldest else {
+            return Ok(removed.into());
+        };
+        discard(tx, account, oldest)?;
+    }
+    Ok(STEP.into())
 }
 
 /// Removes one request of an endpoint's from the quarantine. Returns how many went.

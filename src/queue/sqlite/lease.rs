@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rusqlite::{Row, params};
 use uuid::Uuid;
 
-use super::{lanes, tally::Bin, tx::Tx};
+use super::{lanes, tally::Bin, text, tx::Tx};
 use crate::queue::{
     Settled,
     clock::{Millis, millis},
@@ -84,7 +84,7 @@ fn held(row: &Row<'_>, account: &Arc<Account>) -> rusqlite::Result<Held> {
         account: account.clone(),
         row: row.get(0)?,
         id: Uuid::from_bytes(row.get(1)?),
-        event_type: row.get(2)?,
+        event_type: text(row, 2)?,
         appended: row.get(3)?,
         attempt: attempts,
         tries: attempts.saturating_sub(replayed_after),

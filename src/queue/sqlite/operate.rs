@@ -12,6 +12,7 @@ use super::{
     lease::damaged,
     purge::{self, Place},
     tally::{Bin, positive},
+    text,
     tx::Tx,
 };
 use crate::queue::{
@@ -44,7 +45,7 @@ fn summary(row: &Row<'_>, shared: &Shared) -> rusqlite::Result<(i64, Summary)> {
     let summary = Summary {
         id: Uuid::from_bytes(row.get(6)?),
         endpoint: account.name.clone(),
-        event_type: row.get(7)?,
+        event_type: text(row, 7)?,
         state: state_is,
         waits_for_lane: state == -1,
         attempts: row.get(4)?,
@@ -53,7 +54,7 @@ fn summary(row: &Row<'_>, shared: &Shared) -> rusqlite::Result<(i64, Summary)> {
         due_at: is_pending.then(|| from_unix_millis(at)),
         bytes: positive(row.get(8)?),
         last_status: row.get(9)?,
-        last_error: row.get(10)?,
+        last_error: text(row, 10)?,
     };
     Ok((row.get(0)?, summary))
 }
@@ -146,7 +147,7 @@ pub(in crate::queue) fn show(
                 number: row.get(0)?,
                 at: from_unix_millis(row.get(1)?),
                 status: row.get(2)?,
-                error: row.get(3)?,
+                error: text(row, 3)?.unwrap_or_default(),
             })
         })?
         .collect::<Result<_, _>>()?;
@@ -239,7 +240,7 @@ pub(in crate::queue) fn quarantined(
                 number: row.get(0)?,
                 id,
                 at: from_unix_millis(row.get(2)?),
-                reason: row.get(3)?,
+                reason: text(row, 3)?.unwrap_or_default(),
                 record: if is_same {
                     Ok(data.into())
                 } else {

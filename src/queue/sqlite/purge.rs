@@ -12,17 +12,28 @@ pub(in crate::queue) const STEP: u32 = 500;
 /// Keys looked at in one step of a sweep.
 const KEYS_STEP: u32 = 4096;
 
-/// Removes up to [`STEP`] delivered or dead events, the oldest first. Returns how many.
+/// Removes up to [`STEP`] events or quarantined requests, the oldest first. Returns how many.
 pub(in crate::queue) fn purge(
     tx: &mut Tx<'_>,
     account: &Arc<Account>,
     purge: &Purge,
 ) -> rusqlite::Result<u64> {
     let endpoint = tx.endpoint(account)?;
-    let (state, bin) = if purge.dead {
-        (3, Bin::Dead)
-    } else {
-        (2, Bin::Delivered)
+    let (state, bin, until, bytes) = match *purge {
+        Purge::Events {
+            dead: true,
+            until,
+            bytes,
+        } => (3, Bin::Dead, until, bytes),
+        Purge::Events {
+            dead: false,
+            until,
+            bytes,
+        } => (2, Bin::Delivered, until, bytes),
+        Purge::Quarantine => {
+            let limit = i64::try_from(account.book().quarantine_bytes()).unwrap_or(i64::MAX);
+            return append::trim(tx, account, limit);
+        }
     };
     let found: Vec<(i64, i64)> = tx
         .connection
@@ -30,18 +41,18 @@ pub(in crate::queue) fn purge(
             "SELECT id, bytes FROM event INDEXED BY event_state
              WHERE endpoint = ?1 AND state = ?2 AND at <= ?3 ORDER BY at, id LIMIT ?4",
         )?
-        .query_map(params![endpoint, state, purge.until, STEP], |row| {
+        .query_map(params![endpoint, state, until, STEP], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?
         .collect::<Result<_, _>>()?;
     let (mut removed, mut freed) = (0, 0);
-    for (row, bytes) in found {
-        if freed >= purge.bytes {
+    for (row, size) in found {
+        if freed >= bytes {
             break;
         }
         remove(tx, row)?;
-        tx.count(endpoint, |tally| tally.take(bin, bytes));
-        (removed, freed) = (removed + 1, freed + positive(bytes));
+        tx.count(endpoint, |tally| tally.take(bin, size));
+        (removed, freed) = (removed + 1, freed + positive(size));
     }
     Ok(removed)
 }
