@@ -13,6 +13,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, wal::CheckpointMode};
 
 use super::{
+    Broken,
     clock::{Millis, millis},
     inbox::{Command, Purge},
     shared::{Account, Shared},
@@ -98,6 +99,14 @@ impl Keeper {
                 Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => break,
                 folded => u32::try_from(folded?.1).unwrap_or_default(),
             };
+            // SQLite syncs the file only when a pass reached the log's end, which beside a busy
+            // writer only the writer's own does: then little must be left to be synced.
+            if let Err(error) = self.shared.file.sync_data() {
+                self.shared.break_off(Broken {
+                    cause: format!("the store's file could not be synced: {error}"),
+                });
+                break;
+            }
             self.folded = self.shared.log_pages.load(Ordering::Relaxed);
             if self.folded.saturating_sub(done) < REST_PAGES {
                 if self.folded > LOG_PAGES {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
@@ -141,6 +142,9 @@ impl Book {
 /// Everything but the threads.
 pub(super) struct Shared {
     pub(super) dir: DataDir,
+    /// The store's file. Open until all connections are closed: closing it would give back the
+    /// locks SQLite holds on it in this process.
+    pub(super) file: File,
     pub(super) clock: Clock,
     pub(super) hash_secret: [u64; 2],
     pub(super) observer: Observer,
@@ -177,6 +181,7 @@ impl Trouble {
 /// What the parts of [`Shared`] are made from.
 pub(super) struct Parts {
     pub(super) dir: DataDir,
+    pub(super) file: File,
     pub(super) clock: Clock,
     pub(super) hash_secret: [u64; 2],
     pub(super) observer: Observer,
@@ -193,6 +198,7 @@ impl Shared {
         let accounts = parts.accounts.into_iter();
         Self {
             dir: parts.dir,
+            file: parts.file,
             clock: parts.clock,
             hash_secret: parts.hash_secret,
             observer: parts.observer,

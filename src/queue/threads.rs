@@ -1,6 +1,7 @@
 //! The store's start, its threads, and their end.
 
 use std::{
+    fs::File,
     path::Path,
     sync::Arc,
     thread::{Builder, JoinHandle},
@@ -55,8 +56,14 @@ impl Threads {
             [Role::Keeper, Role::Reader, Role::Reader].map(|role| sqlite::connect(&file, role));
         let (keeper, reader, desk) = (keeper?, reader?, desk?);
         let (front, trays) = Desk::new();
+        let open = File::options().read(true).write(true).open(&file);
+        let open = open.map_err(|error| OpenError::Io {
+            path: file.clone(),
+            error,
+        })?;
         let shared = Arc::new(Shared::new(Parts {
             dir,
+            file: open,
             clock,
             hash_secret: known.hash_secret,
             observer: options.observer,

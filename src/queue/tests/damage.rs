@@ -353,48 +353,52 @@ fn while_another_program_holds_the_write_lock_old_events_go_on_and_it_heals() {
     });
 }
 
-/// For a directory on a small file system of its own, as a script mounts it: 16 MiB of tmpfs in
+/// For a directory on a small file system of its own: 32 MiB of tmpfs, named by
 /// `HOOKWARD_SMALL_DIR`.
 #[test]
 #[ignore = "needs a small file system, named by HOOKWARD_SMALL_DIR"]
 fn a_full_disk_refuses_new_events_goes_on_with_old_ones_and_heals() {
     run(async {
         let small = PathBuf::from(std::env::var_os("HOOKWARD_SMALL_DIR").unwrap());
+        let others = ["ballast", "filler"].map(|name| small.join(name));
+        fs::write(&others[0], vec![0; 16 << 20]).unwrap();
         let queue = open(&small.join("data"));
         let crm = queue.crm();
         let large = |id| NewEvent {
             record: vec![7; 256 * 1024].into(),
             ..event(id)
         };
-        let mut kept = Vec::new();
         let full = Refused::Storage(StorageFault::DiskFull);
-        for id in 1..1000 {
-            match crm.append(large(id)).await {
-                Ok(_) => kept.push(id),
-                Err(refused) => {
-                    assert_eq!(refused, AppendError::Refused(full));
-                    break;
-                }
+        let mut kept = 0;
+        let refused = loop {
+            match crm.append(large(kept + 1)).await {
+                Ok(_) => kept += 1,
+                Err(refused) => break refused,
             }
-        }
-        assert!(kept.len() > 3 && kept.len() < 999);
-        let ballast = small.join("ballast");
-        let _ = fs::write(&ballast, vec![0; 16 << 20]);
-        assert_eq!(queue.trouble(), Some(full));
-        for id in &kept {
+        };
+        assert_eq!(refused, AppendError::Refused(full));
+        let mut filler = fs::File::create(&others[1]).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+
+        assert!(kept > 3);
+        for id in 1..=kept {
             let lease = crm.lease_one().await;
-            assert_eq!(lease.id().as_u128(), *id);
+            assert_eq!(
+                (lease.id().as_u128(), lease.record().len()),
+                (id, 256 * 1024)
+            );
             lease.settle(DELIVERED).await.unwrap();
         }
-        fs::remove_file(&ballast).unwrap();
-        let selection = Selection::All(Filter::default());
-        while queue.drop_events(&selection, false).await.unwrap_or(0) == 0 {
+        assert_eq!(crm.place(0).err(), Some(full));
+        for other in &others {
+            fs::remove_file(other).unwrap();
+        }
+        while queue.trouble().is_some() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        while crm.place(0).is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        crm.queue(large(1000)).await;
+        let delivered = u64::try_from(kept).unwrap();
+        assert_eq!(queue.stats_of("crm").await.delivered, delivered);
+        crm.queue(large(kept + 1)).await;
         queue.close().await;
     });
 }
