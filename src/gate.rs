@@ -107,7 +107,7 @@ impl Gate {
             .borrow()
             .pools
             .iter()
-            .for_each(|pool| pool.sweep());
+            .for_each(|pool| pool.sweep(now));
         self.shared.table.sweep(now);
         body::tidy();
         connection::tidy();

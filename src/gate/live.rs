@@ -120,7 +120,7 @@ impl Live {
             let same = |lane: &&Lane| lane.endpoint.name == *name;
             let before = before.and_then(|live| live.lanes.iter().find(same));
             let upstream = Upstream::new(&endpoint.upstream, before.map(|lane| &*lane.upstream))
-                .map_err(|fault| format!("endpoints.{name}.upstream_options: {fault}"))?;
+                .map_err(|fault| format!("endpoints.{name}.{fault}"))?;
             Ok(Lane {
                 endpoint: endpoint.clone(),
                 upstream: Arc::new(upstream),
