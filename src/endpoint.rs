@@ -253,6 +253,10 @@ impl Upstream {
     ) -> Result<(Transport, String, String, Option<String>), &'static str> {
         const EXPECTED: &str =
             "http://host[:port]/path, https://host[:port]/path or unix:/path/to.sock:/path";
+        const PORT: &str = "a port between 1 and 65535";
+        if url.contains('#') {
+            return Err("a URL without a fragment: nothing behind # is sent");
+        }
         if let Some(rest) = url.strip_prefix("unix:") {
             let (socket, target) = match rest.split_once(":/") {
                 Some((socket, path)) => (socket, format!("/{path}")),
@@ -281,9 +285,17 @@ impl Upstream {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        if host.is_empty() || authority.as_str().ends_with(':') {
+        if host.is_empty() {
             return Err(EXPECTED);
         }
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => None,
+            Some(port) => {
+                let number = port.strip_prefix(':').and_then(|port| port.parse().ok());
+                Some(number.filter(|port: &u16| *port > 0).ok_or(PORT)?)
+            }
+            None => return Err(EXPECTED),
+        };
         let path = if uri.path().is_empty() {
             "/"
         } else {
@@ -294,17 +306,14 @@ impl Upstream {
         let transport = match uri.scheme_str() {
             Some("http") => Transport::Tcp {
                 host,
-                port: authority.port_u16().unwrap_or(80),
+                port: port.unwrap_or(80),
             },
             Some("https") => Transport::Tls {
                 host,
-                port: authority.port_u16().unwrap_or(443),
+                port: port.unwrap_or(443),
             },
             _ => return Err(EXPECTED),
         };
-        if authority.port().is_some() && authority.port_u16().is_none_or(|p| p == 0) {
-            return Err("a port between 1 and 65535");
-        }
         Ok((transport, authority.as_str().to_owned(), path, query))
     }
 }

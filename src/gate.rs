@@ -112,7 +112,7 @@ impl Gate {
             .borrow()
             .pools
             .iter()
-            .for_each(|pool| pool.sweep());
+            .for_each(|pool| pool.sweep(now));
         self.shared.table.sweep(now);
         while self.tasks.borrow_mut().try_join_next().is_some() {}
         body::tidy();

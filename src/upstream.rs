@@ -33,6 +33,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite as _;
 
 pub use self::answer::AnswerBody;
+pub use self::connect::{Misfit, TlsFault};
 use self::{
     answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
     connect::Route,
@@ -56,6 +57,9 @@ const GATHERED_LIMIT: usize = 64 * 1024;
 const REQUEST_ROOM: usize = 4 * 1024;
 const ROOM_LIMIT: usize = 2 * JOINED_LIMIT;
 const SPARE_ROOMS: usize = 64;
+/// How long a connection may be idle: not longer than a name's addresses are believed, and short of
+/// what forgets idle connections on the way.
+const IDLE_LIFE: Duration = Duration::from_secs(30);
 /// First and longest pause between two attempts to connect.
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
@@ -72,6 +76,8 @@ pub enum UpstreamError {
     BrokeOff,
     /// No connection could be made.
     Connect(io::ErrorKind),
+    /// A connection, but no TLS session on it.
+    Tls(TlsFault),
     /// What came was no HTTP/1.1 answer that only one reading fits.
     Unintelligible,
 }
@@ -81,6 +87,7 @@ impl fmt::Display for UpstreamError {
         match self {
             Self::BrokeOff => f.write_str("the upstream closed the connection before it answered"),
             Self::Connect(kind) => write!(f, "the upstream could not be reached: {kind}"),
+            Self::Tls(fault) => write!(f, "the upstream could not be reached: {fault}"),
             Self::Unintelligible => f.write_str("the upstream's answer is not plain HTTP/1.1"),
         }
     }
@@ -133,8 +140,8 @@ impl Upstream {
     /// Prepares an upstream; `before` is the same one under the previous configuration.
     ///
     /// # Errors
-    /// What is wrong with its certificates.
-    pub fn new(settings: &endpoint::Upstream, before: Option<&Self>) -> Result<Self, String> {
+    /// What is wrong with its host or certificates.
+    pub fn new(settings: &endpoint::Upstream, before: Option<&Self>) -> Result<Self, Misfit> {
         let fresh = || {
             Arc::new(Load {
                 running: AtomicUsize::new(0),
@@ -220,6 +227,10 @@ pub struct Pool {
 pub(crate) struct Connection {
     stream: Stream,
     buffer: BytesMut,
+    /// The addresses it was made under.
+    generation: usize,
+    /// When it was first seen idle.
+    idle_since: Option<Instant>,
 }
 
 /// An answer of the upstream.
@@ -268,11 +279,21 @@ impl Pool {
         }
     }
 
-    /// Closes connections that the upstream has closed, or that something unasked-for came on.
-    pub fn sweep(&self) {
-        self.idle
-            .borrow_mut()
-            .retain_mut(|connection| connection.stream.is_quiet());
+    /// Closes connections that the upstream has closed, that something unasked-for came on, that
+    /// were idle for long or lead to where the upstream's name did before. Renews what the name
+    /// leads to while there are any.
+    pub fn sweep(&self, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            self.upstream.route.renew();
+        }
+        let generation = self.upstream.route.generation();
+        idle.retain_mut(|connection| {
+            let since = *connection.idle_since.get_or_insert(now);
+            connection.generation == generation
+                && now.saturating_duration_since(since) < IDLE_LIFE
+                && connection.stream.is_quiet()
+        });
     }
 
     /// The idle connection used last, if one still lives.
@@ -280,7 +301,9 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         loop {
             let mut connection = idle.pop()?;
-            if connection.stream.is_quiet() {
+            let is_current = connection.generation == self.upstream.route.generation();
+            if is_current && connection.stream.is_quiet() {
+                connection.idle_since = None;
                 return Some(connection);
             }
         }
@@ -355,14 +378,17 @@ impl Pool {
         let (mut pause, longest) = CONNECT_PAUSES;
         loop {
             match self.upstream.route.connect().await {
-                Ok(stream) => {
+                Ok((stream, generation)) => {
                     return Ok(Connection {
                         stream,
                         buffer: BytesMut::new(),
+                        generation,
+                        idle_since: None,
                     });
                 }
                 Err(error) if started.elapsed() + pause > self.upstream.connect_retry => {
-                    return Err(UpstreamError::Connect(error.kind()));
+                    let tls = TlsFault::of(&error).map(UpstreamError::Tls);
+                    return Err(tls.unwrap_or(UpstreamError::Connect(error.kind())));
                 }
                 Err(_) => tokio::time::sleep(pause).await,
             }
@@ -560,3 +586,6 @@ enum Writing {
     Failed,
     Going,
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,8 @@ pub(super) fn build(
     named: &mut Vec<PathBuf>,
 ) -> Result<Config, Vec<Fault>> {
     let faults = Rc::new(RefCell::new(Vec::new()));
-    let mut root = Table::root(document.values.clone(), &faults);
+    let written = Rc::new(document.written.clone());
+    let mut root = Table::root(document.values.clone(), &faults, written);
     let built = read_root(&mut root, env, now, named);
     named.extend(document.file.clone());
     let (effective, _) = root.end();
@@ -65,7 +66,8 @@ pub(super) fn build(
 pub(super) fn schema() -> Value {
     let faults = Rc::new(RefCell::new(Vec::new()));
     let document = json!({"endpoints": {"x": {"scheme": {}, "secrets": [{}]}}});
-    let mut root = Table::root(document.as_object().cloned().unwrap_or_default(), &faults);
+    let values = document.as_object().cloned().unwrap_or_default();
+    let mut root = Table::root(values, &faults, Rc::default());
     read_root(&mut root, &[], SystemTime::UNIX_EPOCH, &mut Vec::new());
     let (_, mut schema) = root.end();
     if let Some(schema) = schema.as_object_mut() {
@@ -330,10 +332,19 @@ fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints
     }
 }
 
-/// A moment as in RFC 3339.
+/// A moment as in RFC 3339, with any offset.
 pub(super) fn as_moment(value: &Value) -> Option<SystemTime> {
-    let text = as_text(value)?;
-    humantime::parse_rfc3339(&text)
-        .or_else(|_| humantime::parse_rfc3339(&text.replace(' ', "T")))
-        .ok()
+    use toml::value::{Datetime, Offset};
+    let mut moment: Datetime = as_text(value)?.trim().parse().ok()?;
+    let minutes = match moment.offset.replace(Offset::Z)? {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => minutes,
+    };
+    let there = humantime::parse_rfc3339(&moment.to_string()).ok()?;
+    let apart = Duration::from_mins(minutes.unsigned_abs().into());
+    if minutes > 0 {
+        there.checked_sub(apart)
+    } else {
+        there.checked_add(apart)
+    }
 }

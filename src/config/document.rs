@@ -1,7 +1,7 @@
 //! The layers of a configuration, merged: file, environment, flags.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -38,6 +38,8 @@ pub(super) struct Document {
     pub(super) values: Map<String, Value>,
     pub(super) file: Option<PathBuf>,
     pub(super) warnings: Vec<String>,
+    /// Variables as they are written, by key path.
+    pub(super) written: BTreeMap<String, String>,
     file_values: Value,
     env_values: Value,
     flag_values: Value,
@@ -82,6 +84,7 @@ impl Document {
             values,
             file,
             warnings,
+            written: written(&sources.env),
             file_values,
             env_values,
             flag_values,
@@ -252,6 +255,14 @@ fn environment(env: &[(String, String)]) -> (Dict, Vec<String>) {
         vec![warning]
     };
     (layers.extract::<Dict>().unwrap_or_default(), warnings)
+}
+
+/// What variables hold, by the key path they name.
+fn written(env: &[(String, String)]) -> BTreeMap<String, String> {
+    let path = |name: &str| Some(name.strip_prefix(PREFIX)?.to_ascii_lowercase());
+    env.iter()
+        .filter_map(|(name, text)| Some((path(name)?.replace("__", "."), text.trim().to_owned())))
+        .collect()
 }
 
 fn flags(flags: &Flags) -> Value {

@@ -4,7 +4,10 @@
 //! fault when it is wrong, the effective configuration and the JSON Schema. Faults are gathered,
 //! never thrown, and never hold the value that was found: it may be a secret.
 
-use std::{cell::RefCell, ops::RangeInclusive, rc::Rc, str::FromStr as _, time::Duration};
+use std::{
+    cell::RefCell, collections::BTreeMap, ops::RangeInclusive, rc::Rc, str::FromStr as _,
+    time::Duration,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -16,6 +19,10 @@ pub(super) struct Found {
     /// What is wrong and what would be right.
     pub(super) what: String,
 }
+
+/// What variables hold, as it is written there, by key path: a value that looks like a number or a
+/// list may be meant as a text.
+pub(super) type Written = Rc<BTreeMap<String, String>>;
 
 /// Where faults are gathered.
 pub(super) type Faults = Rc<RefCell<Vec<Found>>>;
@@ -65,14 +72,15 @@ pub(super) struct Table {
     shown: Map<String, Value>,
     schema: Map<String, Value>,
     faults: Faults,
+    written: Written,
 }
 
 impl Table {
-    pub(super) fn root(values: Map<String, Value>, faults: &Faults) -> Self {
-        Self::new(String::new(), values, faults)
+    pub(super) fn root(values: Map<String, Value>, faults: &Faults, written: Written) -> Self {
+        Self::new(String::new(), values, faults, written)
     }
 
-    fn new(path: String, values: Map<String, Value>, faults: &Faults) -> Self {
+    fn new(path: String, values: Map<String, Value>, faults: &Faults, written: Written) -> Self {
         let (known, shown, schema) = (Vec::new(), Map::new(), Map::new());
         Self {
             path,
@@ -81,6 +89,7 @@ impl Table {
             shown,
             schema,
             faults: faults.clone(),
+            written,
         }
     }
 
@@ -123,6 +132,16 @@ impl Table {
         self.shown.insert(key.to_owned(), value.into());
     }
 
+    /// A value as its variable writes it, if it came from one and is neither a text nor a table.
+    fn as_written(&self, key: &str, value: Value) -> Value {
+        let is_retyped = matches!(value, Value::Array(_) | Value::Bool(_) | Value::Number(_));
+        let written = self.written.get(&self.path_of(key));
+        match written.filter(|_| is_retyped) {
+            Some(written) => Value::String(written.clone()),
+            None => value,
+        }
+    }
+
     /// Reads a key with a reader of one's own; `None` when absent or wrong.
     pub(super) fn read<T>(
         &mut self,
@@ -131,7 +150,18 @@ impl Table {
         expected: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Option<T> {
-        let value = self.take(key, kind.schema())?;
+        let mut value = self.take(key, kind.schema())?;
+        match kind {
+            Kind::Text => value = self.as_written(key, value),
+            Kind::Texts if !value.is_array() => value = self.as_written(key, value),
+            Kind::Duration
+            | Kind::Durations
+            | Kind::Flag
+            | Kind::Number
+            | Kind::Numbers
+            | Kind::Size
+            | Kind::Texts => {}
+        }
         let read = read(&value);
         if read.is_none() {
             self.fault(key, format!("expected {expected}"));
@@ -289,12 +319,18 @@ impl Table {
                 Map::new()
             }
         };
-        Self::new(self.path_of(key), values, &self.faults)
+        Self::new(
+            self.path_of(key),
+            values,
+            &self.faults,
+            self.written.clone(),
+        )
     }
 
     /// The plain text under a name, if it is no table; taken out if it is one.
     pub(super) fn plain(&mut self, name: &str) -> Option<String> {
-        let text = self.values.get(name).and_then(as_text)?;
+        let value = self.values.get(name)?.clone();
+        let text = as_text(&self.as_written(name, value))?;
         self.values.remove(name);
         Some(text)
     }

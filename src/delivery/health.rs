@@ -35,7 +35,7 @@ fn sign(ended: &Ended) -> Sign {
             | StatusCode::GATEWAY_TIMEOUT => Sign::Ill,
             _ => Sign::Alive,
         },
-        Ended::Failed(UpstreamError::Connect(_)) => Sign::Gone,
+        Ended::Failed(UpstreamError::Connect(_) | UpstreamError::Tls(_)) => Sign::Gone,
         Ended::Failed(UpstreamError::BrokeOff | UpstreamError::Unintelligible)
         | Ended::TimedOut(_) => Sign::Ill,
     }

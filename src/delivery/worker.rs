@@ -95,7 +95,7 @@ impl Worker {
                 () = self.queue.changed() => {}
                 () = self.news.notified() => {}
                 () = sleep_until(until) => {}
-                _ = sweep.tick() => self.running.borrow().pool.sweep(),
+                _ = sweep.tick() => self.running.borrow().pool.sweep(Instant::now()),
             }
             while let Some(ended) = attempts.try_join_next() {
                 self.note(ended);

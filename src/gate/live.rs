@@ -129,7 +129,7 @@ impl Live {
             let same = |lane: &&Arc<Lane>| lane.endpoint.name == *name;
             let before = before.and_then(|live| live.lanes.iter().find(same));
             let upstream = Upstream::new(&endpoint.upstream, before.map(|lane| &*lane.upstream))
-                .map_err(|fault| format!("endpoints.{name}.upstream_options: {fault}"))?;
+                .map_err(|fault| format!("endpoints.{name}.{fault}"))?;
             let limits = queue_limits(endpoint);
             let queue = shared.queue.as_ref();
             Ok(Arc::new(Lane {

@@ -23,6 +23,7 @@ use crate::{
     limits::Limits,
     secret::{Secret, SecretEncoding},
     signature::{Algorithm, Encoding, Scheme, SchemeSpec, Secrets, TimestampUnit},
+    upstream,
 };
 
 /// Below this many bytes a secret can be guessed.
@@ -301,7 +302,7 @@ impl Reader<'_> {
         let tls = self.tls(&mut options, is_tls || parsed.is_none());
         table.close("upstream_options", options);
         let (transport, authority, path, query) = parsed?;
-        Some(Upstream {
+        let upstream = Upstream {
             transport,
             authority,
             path,
@@ -312,7 +313,13 @@ impl Reader<'_> {
             connect_timeout,
             connect_retry,
             tls: tls?,
-        })
+        };
+        // What would stop the start is said here, with its place.
+        if let Err(misfit) = upstream::Upstream::new(&upstream, None) {
+            table.fault(misfit.key, misfit.what);
+            return None;
+        }
+        Some(upstream)
     }
 
     fn headers(&mut self, options: &mut Table) -> Option<Vec<(HeaderName, HeaderValue)>> {
