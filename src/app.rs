@@ -31,7 +31,7 @@ use crate::{
     control::Control,
     dedup::Table,
     gate::{Gate, Live, Refusals, Shared},
-    log::Sampler,
+    log::{self, Sampler},
     metrics::Metrics,
     queue::{Broken, OpenError, Queue},
     server::{self, Doors, Handler, Orders, Stage},
@@ -125,6 +125,8 @@ pub struct App {
     admin_ended: mpsc::Receiver<io::Result<()>>,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
+    /// Where this process logs by itself.
+    log: Option<log::Switch>,
 }
 
 impl App {
@@ -141,7 +143,7 @@ impl App {
             budget: Budget::new(config.limits.max_buffered),
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
             queue,
-            access_log: config.log.access,
+            access_log: AtomicBool::new(config.log.access),
             refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
             metrics,
@@ -221,6 +223,7 @@ impl App {
             admin_ended,
             bound,
             listening,
+            log: None,
         })
     }
 
@@ -256,7 +259,8 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::ThreadEnded`]: better to end than to serve with half the threads.
-    pub fn run(mut self, main: MainThread) -> Result<(), AppError> {
+    pub fn run(mut self, main: MainThread, log: Option<log::Switch>) -> Result<(), AppError> {
+        self.log = log;
         let MainThread {
             runtime,
             mut signals,
@@ -401,6 +405,12 @@ impl App {
         self.shared.metrics.retain(&now, &before);
         self.public.send_modify(|orders| orders.news = live.clone());
         self.live = live;
+        self.shared
+            .access_log
+            .store(new.log.access, Ordering::Relaxed);
+        if let Some(log) = self.log.as_ref().filter(|_| new.log != self.config.log) {
+            log.set(&new.log.level);
+        }
         for warning in &new.warnings {
             tracing::warn!(warning, "configuration");
         }

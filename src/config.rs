@@ -198,6 +198,7 @@ impl Config {
             ("server.threads", self.server.threads != new.server.threads),
             ("admin.listen", self.admin_listen != new.admin_listen),
             ("data_dir", self.data_dir != new.data_dir),
+            ("log.format", self.log.format != new.log.format),
             ("dedup.capacity", self.dedup_capacity != new.dedup_capacity),
         ];
         changed

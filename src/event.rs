@@ -3,9 +3,15 @@
 //! Owns reading one string out of a JSON body without building the rest of it. It never decides
 //! whether a body is delivered: a body that is no JSON is an event like any other.
 
-use std::{borrow::Cow, cell::RefCell, fmt};
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    fmt,
+};
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize as _, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 /// The string or integer at a JSON pointer (RFC 6901) in a body; `None` when there is none.
 ///
@@ -26,6 +32,118 @@ pub fn text_at(body: &[u8], pointer: &str) -> Option<String> {
     found.into_inner()
 }
 
+/// Whether nobody can read another value at this pointer than [`text_at`] does: the body is JSON to
+/// its end (RFC 8259), and no member on the way comes twice.
+pub fn is_certain(body: &[u8], pointer: &str) -> bool {
+    let is_doubled = Cell::new(false);
+    let Ok(text) = str::from_utf8(body) else {
+        return false;
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let whole = Whole {
+        path: pointer,
+        is_doubled: &is_doubled,
+    };
+    whole.deserialize(&mut json).is_ok() && json.end().is_ok() && !is_doubled.get()
+}
+
+/// Reads everything, and notes a member on the way that comes twice.
+struct Whole<'a> {
+    path: &'a str,
+    is_doubled: &'a Cell<bool>,
+}
+
+impl<'de> DeserializeSeed<'de> for Whole<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        if self.path.is_empty() {
+            return IgnoredAny::deserialize(json).map(drop);
+        }
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Whole<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let Some((wanted, path)) = step(self.path) else {
+            return IgnoredAny.visit_map(members).map(drop);
+        };
+        let mut is_found = false;
+        while let Some(is_wanted) = members.next_key_seed(Is(&wanted))? {
+            if is_wanted {
+                self.is_doubled.set(self.is_doubled.get() || is_found);
+                is_found = true;
+                let is_doubled = self.is_doubled;
+                members.next_value_seed(Whole { path, is_doubled })?;
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let Some((wanted, path)) = step(self.path) else {
+            return IgnoredAny.visit_seq(items).map(drop);
+        };
+        let is_doubled = self.is_doubled;
+        let wanted: Option<usize> = wanted.parse().ok();
+        for number in 0.. {
+            let path = if wanted == Some(number) { path } else { "" };
+            if items
+                .next_element_seed(Whole { path, is_doubled })?
+                .is_none()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// The first name of a pointer, and the pointer from there.
+fn step(path: &str) -> Option<(Cow<'_, str>, &str)> {
+    let path = path.strip_prefix('/')?;
+    let end = path.find('/').unwrap_or(path.len());
+    let (name, rest) = path.split_at_checked(end)?;
+    let name = match name.contains('~') {
+        true => Cow::Owned(name.replace("~1", "/").replace("~0", "~")),
+        false => Cow::Borrowed(name),
+    };
+    Some((name, rest))
+}
+
 struct Walk<'a> {
     /// What is left of the pointer.
     path: &'a str,
@@ -33,18 +151,6 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The first name on the way, and the way from there.
-    fn step(&self) -> Option<(Cow<'a, str>, &'a str)> {
-        let path = self.path.strip_prefix('/')?;
-        let end = path.find('/').unwrap_or(path.len());
-        let (name, rest) = path.split_at_checked(end)?;
-        let name = match name.contains('~') {
-            true => Cow::Owned(name.replace("~1", "/").replace("~0", "~")),
-            false => Cow::Borrowed(name),
-        };
-        Some((name, rest))
-    }
-
     fn keep<E: serde::de::Error>(&self, text: String) -> Result<(), E> {
         if self.path.is_empty() {
             *self.found.borrow_mut() = Some(text);
@@ -81,7 +187,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Some((wanted, path)) = self.step() else {
+        let Some((wanted, path)) = step(self.path) else {
             return Err(serde::de::Error::custom("an object, not a string"));
         };
         while let Some(is_wanted) = members.next_key_seed(Is(&wanted))? {
@@ -97,7 +203,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let Some((wanted, path)) = self.step() else {
+        let Some((wanted, path)) = step(self.path) else {
             return Err(serde::de::Error::custom("an array, not a string"));
         };
         let wanted: usize = wanted.parse().map_err(serde::de::Error::custom)?;
@@ -174,6 +280,31 @@ mod tests {
             text_at(br#"{"type":"x", this is no JSON"#, "/type").as_deref(),
             Some("x")
         );
+    }
+
+    #[test]
+    fn a_value_is_certain_when_every_reader_finds_it() {
+        for (body, pointer, certain) in [
+            (r#"{"type":"b"}"#, "/type", true),
+            (
+                r#" {"x":{"type":1,"type":2},"type":"b","n":[1,-2,3.5,null,true]} "#,
+                "/type",
+                true,
+            ),
+            (r#"{"type":"b""#, "/type", false),
+            (r#"{"type":"b"} x"#, "/type", false),
+            (r#"{"type":"b",}"#, "/type", false),
+            (r#"{"type":"b","type":"a"}"#, "/type", false),
+            (r#"{"type":"b","t\u0079pe":"a"}"#, "/type", false),
+            (r#"{"a":{"t":"b"},"a":{}}"#, "/a/t", false),
+            (r#"{"a":[{"t":"b"},{"t":1,"t":2}]}"#, "/a/0/t", true),
+            (r#"{"a":[{"t":"b"},{"t":1,"t":2}]}"#, "/a/1/t", false),
+            ("", "/type", false),
+            ("null", "/type", true),
+        ] {
+            assert_eq!(is_certain(body.as_bytes(), pointer), certain, "{body}");
+        }
+        assert!(!is_certain(b"{\"type\":\"b\",\"x\":\"\xff\"}", "/type"));
     }
 
     #[test]

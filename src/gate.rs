@@ -248,9 +248,15 @@ impl Gate {
             return Ok(visit.forwarded(answer, Outcome::Unverified));
         };
         let header_key = header_key?;
+        let is_wanted = endpoint.events.allows(relay.event_type.as_deref());
+        let is_filtered = !is_wanted && is_certain_type(endpoint, head, &body);
+        if !is_wanted && !is_filtered {
+            // Others may read another type: a filter loses nothing it does not understand.
+            relay.event_type = None;
+        }
         visit.event = EventLabel::of(relay.event_type.as_deref());
         lane.metrics.verified(authentic.secret(), visit.now);
-        if !endpoint.events.allows(relay.event_type.as_deref()) {
+        if is_filtered {
             return Ok(visit.acknowledged(Outcome::Filtered));
         }
 
@@ -581,6 +587,15 @@ pub(crate) fn event_type(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) 
         EventTypeSource::Header(name) => headers.get(name)?.to_str().ok().map(str::to_owned),
         EventTypeSource::Pointer(pointer) => event::text_at(body, pointer),
         EventTypeSource::None => None,
+    }
+}
+
+/// Whether everybody who reads the event's type reads the same.
+fn is_certain_type(endpoint: &Endpoint, head: &Parts, body: &Body) -> bool {
+    match endpoint.scheme.event_type_source() {
+        EventTypeSource::Header(name) => head.headers.get_all(name).iter().count() == 1,
+        EventTypeSource::Pointer(pointer) => event::is_certain(body.as_bytes(), pointer),
+        EventTypeSource::None => false,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,23 +70,47 @@ impl Sampler {
     }
 }
 
+/// Changes what is logged while the process runs.
+pub struct Switch {
+    directives: Option<String>,
+    put: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error>>,
+}
+
+impl Switch {
+    /// Logs from `level` on, under the directives that were given at the start.
+    pub fn set(&self, level: &str) {
+        if let Ok(filter) = filter(level, self.directives.as_deref()) {
+            // Fails only when the subscriber is gone, and the process with it.
+            let _ = (self.put)(filter);
+        }
+    }
+}
+
+fn filter(level: &str, directives: Option<&str>) -> io::Result<EnvFilter> {
+    let text = [level]
+        .into_iter()
+        .chain(directives)
+        .collect::<Vec<_>>()
+        .join(",");
+    EnvFilter::try_new(text).map_err(|_| {
+        io::Error::other(
+            "HOOKWARD_LOG or log.level: expected directives such as info or hookward=debug",
+        )
+    })
+}
+
 /// Sends log lines to stderr from here on, filtered by `level` and `directives` (an env-filter)
 /// over it. Lines are flushed when the guard is dropped; under a flood that stderr cannot take,
 /// lines are lost, not requests.
 ///
 /// # Errors
 /// When the directives make no sense, or a subscriber is set already.
-pub fn start(level: &str, directives: Option<&str>, format: Format) -> io::Result<WorkerGuard> {
-    let text = [level]
-        .into_iter()
-        .chain(directives)
-        .collect::<Vec<_>>()
-        .join(",");
-    let filter = EnvFilter::try_new(text).map_err(|_| {
-        io::Error::other(
-            "HOOKWARD_LOG or log.level: expected directives such as info or hookward=debug",
-        )
-    })?;
+pub fn start(
+    level: &str,
+    directives: Option<&str>,
+    format: Format,
+) -> io::Result<(WorkerGuard, Switch)> {
+    let filter = filter(level, directives)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING_LINES)
         .lossy(true)
@@ -94,17 +118,23 @@ pub fn start(level: &str, directives: Option<&str>, format: Format) -> io::Resul
         .finish(io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(writer);
-    let outcome = match format {
-        Format::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_target(false)
-            .try_init(),
-        Format::Text => builder.with_target(false).with_ansi(false).try_init(),
+        .with_writer(writer)
+        .with_target(false);
+    let (outcome, put): (_, Box<dyn Fn(_) -> _>) = match format {
+        Format::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |f| handle.reload(f)))
+        }
+        Format::Text => {
+            let builder = builder.with_ansi(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (builder.try_init(), Box::new(move |f| handle.reload(f)))
+        }
     };
     outcome.map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(guard)
+    let directives = directives.map(str::to_owned);
+    Ok((guard, Switch { directives, put }))
 }
 
 #[cfg(test)]

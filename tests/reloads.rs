@@ -108,3 +108,37 @@ fn a_signal_that_comes_before_it_is_ready_is_heard_when_it_is() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn what_is_logged_changes_while_it_runs_and_how_it_looks_does_not() {
+    let upstream = Upstream::new(Act::status(200));
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let log = "[log]\nlevel = \"info\"\naccess = false\n".to_owned();
+    let daemon = Daemon::with("", &(log + &endpoint)).start();
+    let send = |key: &str| {
+        let reply = daemon.sender().send(&event(key, BODY.as_bytes(), ""));
+        assert_eq!(reply.status, 200);
+        reply.header("hookward-event-id").unwrap().to_owned()
+    };
+    let unseen = send("a");
+    rewrite(&daemon, "access = false", "access = true");
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("configuration reloaded");
+    let seen = send("b");
+    daemon.wait_for_log(&seen);
+    assert!(!daemon.log().contains(&unseen));
+    rewrite(&daemon, "level = \"info\"", "level = \"error\"");
+    daemon.signal(Signal::HUP);
+    eventually("it is reloaded", || {
+        daemon.metric("hookward_config_reloads_total", &[]) == 2.0
+    });
+    let unseen = send("c");
+    rewrite(
+        &daemon,
+        "level = \"error\"",
+        "level = \"error\"\nformat = \"text\"",
+    );
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("log.format: needs a restart to change");
+    assert!(!daemon.log().contains(&unseen));
+}

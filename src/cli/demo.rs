@@ -97,7 +97,7 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
          \n  {VARIABLE}={SECRET} hookward send message.created --to {url} --secret-env {VARIABLE}\n",
     ))?;
     let main = MainThread::new().map_err(|error| Failure::Failed(error.to_string()))?;
-    app.run(main)
+    app.run(main, None)
         .map_err(|error| Failure::Failed(error.to_string()))
 }
 

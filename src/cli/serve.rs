@@ -12,7 +12,7 @@ use crate::{
 pub(super) fn run(sources: Sources) -> Outcome {
     let main = MainThread::new().map_err(|error| Failure::Failed(error.to_string()))?;
     let config = config::load(&sources, SystemTime::now())?;
-    let _flushed = start_log(&config, &sources)?;
+    let (_flushed, log) = start_log(&config, &sources)?;
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
     }
@@ -24,14 +24,14 @@ pub(super) fn run(sources: Sources) -> Outcome {
         | AppError::ThreadEnded => Failure::Failed(error.to_string()),
         AppError::Upstream(fault) => Failure::Usage(vec![fault]),
     })?;
-    app.run(main)
+    app.run(main, Some(log))
         .map_err(|error| Failure::Failed(error.to_string()))
 }
 
 fn start_log(
     config: &Config,
     sources: &Sources,
-) -> Result<tracing_appender::non_blocking::WorkerGuard, Failure> {
+) -> Result<(tracing_appender::non_blocking::WorkerGuard, log::Switch), Failure> {
     let directives = sources.env.iter().find(|(name, _)| name == "HOOKWARD_LOG");
     let directives = directives
         .map(|(_, value)| value.as_str())

@@ -1,6 +1,11 @@
 //! What the gate works with: what outlives a configuration, and what belongs to one.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use http::StatusCode;
 use ipnet::IpNet;
@@ -31,7 +36,7 @@ pub struct Shared {
     /// What is on disk, where there is a place for it.
     pub queue: Option<Queue>,
     /// Whether each answer is worth a log line.
-    pub access_log: bool,
+    pub access_log: AtomicBool,
     /// Keeps a flood of refusals from flooding the log.
     pub refusals: Refusals,
     /// The same for oddities of events that go on.

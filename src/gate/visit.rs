@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
 
@@ -171,7 +171,7 @@ impl Visit {
         if let Some(rejection) = self.rejection {
             self.log_refusal(shared, rejection, endpoint, peer, status, ended);
         }
-        if shared.access_log {
+        if shared.access_log.load(Ordering::Relaxed) {
             tracing::info!(
                 endpoint,
                 event_id = self.id(),
