@@ -429,3 +429,22 @@ fn the_quarantine_keeps_within_its_bound() {
     assert!(count <= 8 && bytes <= 8 << 10, "{count} in {bytes} bytes");
     assert_eq!(upstream.count(), 0);
 }
+
+#[test]
+fn a_reused_key_is_kept_in_the_quarantine_and_stays_there() {
+    let upstream = Upstream::new(Act::status(200));
+    let more = "quarantine = \"1MiB\"\ndedup = { key_reuse = \"reject\" }";
+    let daemon = Daemon::queue(&upstream.url(), more).start();
+    let dir = daemon.data_dir();
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    assert_eq!(send(&daemon, "k", "{}").reason(), "key_reuse");
+    let held = || lines(&dir, &["stats"])[0]["quarantined"].clone();
+    eventually("it is kept", || held() == 1);
+    let said = lines(&dir, &["reverify", "--endpoint", "crm"]);
+    assert_eq!(
+        (&said[0]["released"], &said[0]["unmatched"]),
+        (&0.into(), &1.into())
+    );
+    upstream.next_message();
+    assert_eq!(upstream.count(), 1);
+}

@@ -307,3 +307,50 @@ fn a_key_with_another_body_is_what_the_endpoint_says() {
         assert_eq!(reused, 1.0, "{policy}");
     }
 }
+
+#[test]
+fn the_queues_metrics_exist_from_the_start() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "").start();
+    let text = daemon.ask("/metrics").text();
+    for series in [
+        "hookward_queue_events{endpoint=\"crm\",state=\"pending\"} 0",
+        "hookward_queue_events{endpoint=\"crm\",state=\"dead\"} 0",
+        "hookward_queue_bytes 0",
+        "hookward_queue_oldest_event_age_seconds{endpoint=\"crm\"} 0",
+        "hookward_deliveries_total{endpoint=\"crm\",result=\"delivered\"} 0",
+        "hookward_deliveries_total{endpoint=\"crm\",result=\"retry\"} 0",
+        "hookward_deliveries_total{endpoint=\"crm\",result=\"dead\"} 0",
+        "hookward_delivery_attempts{endpoint=\"crm\"} 0",
+        "hookward_commit_duration_seconds_count ",
+        "hookward_commit_batch_events ",
+        "hookward_rejections_total{endpoint=\"crm\",reason=\"queue_full\"} 0",
+        "hookward_rejections_total{endpoint=\"crm\",reason=\"storage\"} 0",
+    ] {
+        assert!(
+            text.lines().any(|line| line.starts_with(series)),
+            "{series} in\n{text}"
+        );
+    }
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    assert!(daemon.metric("hookward_commit_duration_seconds_count", &[]) >= 1.0);
+    assert_eq!(daemon.metric("hookward_commit_batch_events", &[]), 1.0);
+    let queued = [
+        ("endpoint", "crm"),
+        ("outcome", "queued"),
+        ("code", "2xx"),
+        ("event", "message.created"),
+    ];
+    assert_eq!(daemon.metric("hookward_requests_total", &queued), 1.0);
+}
+
+#[test]
+fn a_body_sent_again_under_another_key_is_refused_where_that_is_asked_for() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "dedup = { replay = \"reject\" }").start();
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    let reply = send(&daemon, "other", BODY);
+    assert_eq!((reply.status, reply.reason().as_str()), (422, "replay"));
+    upstream.next_message();
+    assert_eq!(upstream.count(), 1);
+}

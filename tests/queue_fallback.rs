@@ -178,3 +178,28 @@ fn a_duplicate_of_one_under_way_hears_what_became_of_it() {
     assert_eq!(outcomes, expected);
     assert_eq!(upstream.count(), 1);
 }
+
+#[test]
+fn without_room_on_disk_the_sender_hears_the_upstream() {
+    let upstream = Upstream::new(Act::status(500));
+    let more = "max_pending_bytes = \"3KiB\"\n";
+    let bounded = format!("max_body = \"2KiB\"\n{FALLBACK}{more}").replace("\"50ms\"", "\"1h\"");
+    let daemon = Daemon::relay(&upstream.url(), &bounded).on_disk().start();
+    let mut queued = 0;
+    let relayed = loop {
+        let reply = send(&daemon, &format!("k-{queued}"));
+        if reply.outcome() != "queued" {
+            break reply;
+        }
+        queued += 1;
+        assert!(queued < 50, "nothing is relayed");
+    };
+    assert!(queued > 0);
+    assert_eq!((relayed.status, relayed.outcome()), (500, "forwarded"));
+    assert_eq!(relayed.body, b"done");
+    upstream.by_default(Act::Close);
+    assert_eq!(send(&daemon, "other").reason(), "upstream_unreachable");
+    // Neither took the key: the sender's retry gets through.
+    upstream.by_default(Act::status(200));
+    assert_eq!(send(&daemon, "other").outcome(), "forwarded");
+}

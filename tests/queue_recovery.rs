@@ -180,18 +180,19 @@ fn survives(rounds: usize, senders: usize, under_load: Duration) {
     );
     let daemon = setup.start();
     let pending = [("endpoint", "crm"), ("state", "pending")];
-    let got_all = || {
-        let got = ledger.got.lock().unwrap();
-        acknowledged.iter().all(|(key, _)| got.contains_key(key))
-    };
-    eventually("every acknowledged event is delivered", got_all);
-    eventually("nothing is left", || {
-        daemon.metric("hookward_queue_events", &pending) == 0.0
-    });
+    let mut left = f64::MAX;
+    while left > 0.0 {
+        let before = left;
+        eventually("some of what is left is delivered", || {
+            left = daemon.metric("hookward_queue_events", &pending);
+            left < before
+        });
+    }
     let got = ledger.got.lock().unwrap();
     let mut again = 0;
     for (key, id) in &acknowledged {
-        let ids: Vec<_> = got[key].keys().collect();
+        let ids = got.get(key).unwrap_or_else(|| panic!("{key} is lost"));
+        let ids: Vec<_> = ids.keys().collect();
         assert_eq!(ids, [id], "{key}");
     }
     for (key, ids) in got.iter() {

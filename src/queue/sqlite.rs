@@ -25,7 +25,10 @@ pub(super) mod tx;
 
 use std::{fs, io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, config::DbConfig,
+    types::ValueRef,
+};
 
 use super::{directory::DataDir, fault::OpenError};
 
@@ -171,6 +174,13 @@ pub(super) fn connect(file: &Path, role: Role) -> Result<Connection, OpenError> 
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags).map_err(|e| said(file, &e))?;
     set_up(&connection, file, role)?;
+    // After a failed sync the last connection's end must not fold the log in: part of what was
+    // folded in before may be lost, and the log is what it can be had from. The writer folds it in
+    // itself when all is well.
+    let keeps_log = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    if !keeps_log.map_err(|e| said(file, &e))? {
+        return Err(refused(file, "no_ckpt_on_close"));
+    }
     is_ours(&connection, file)?;
     Ok(connection)
 }

@@ -24,7 +24,7 @@ pub(crate) const BODY: &str =
     r#"{"type":"message.created","payload":{"message":{"role":"user","content":"hi"}}}"#;
 
 /// Waits until something holds, looking again and again.
-pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + HANG;
     while !holds() {
         assert!(std::time::Instant::now() < end, "never happened: {what}");

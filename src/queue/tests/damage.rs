@@ -246,6 +246,25 @@ fn the_directory_and_its_files_are_the_owners_alone() {
 }
 
 #[test]
+fn a_broken_store_keeps_its_log_when_it_is_closed() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        queue.crm().queue(event(1)).await;
+        let log = || fs::metadata(dir.join("queue.sqlite3-wal")).map_or(0, |log| log.len());
+        let before = log();
+        let cause = "disk I/O error".to_owned();
+        queue.shared.break_off(Broken { cause });
+        drop(queue);
+        assert!(before > 0 && log() == before, "{before} {}", log());
+        let queue = open(&dir);
+        assert_eq!(queue.crm().lease_ids().await, [1]);
+        queue.close().await;
+        assert_eq!(log(), 0, "closed in good order, it is folded in");
+    });
+}
+
+#[test]
 fn a_broken_store_takes_nothing_and_is_checked_at_the_next_start() {
     run(async {
         let dir = furnished().await;
