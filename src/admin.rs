@@ -15,8 +15,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use crate::{
-    connection::Watch, gate::Shared, limits::Limits, metrics::Reading, rejection::Rejection,
-    server::Handler, upstream::AnswerBody,
+    connection::Watch, gate::Shared, limits::Limits, metrics::Reading, queue::Queue,
+    rejection::Rejection, server::Handler, upstream::AnswerBody,
 };
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -40,18 +40,14 @@ impl Admin {
         Self { shared, is_ready }
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<AnswerBody> {
+    async fn answer(&self, method: &Method, path: &str) -> Response<AnswerBody> {
         let (status, kind, text) = match path {
             "/livez" => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-            "/readyz" if self.is_ready.load(Ordering::Acquire) => {
-                (StatusCode::OK, TEXT, "ready\n".to_owned())
-            }
-            "/readyz" => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                "not ready\n".to_owned(),
-            ),
-            "/metrics" => (StatusCode::OK, EXPOSITION, self.metrics()),
+            "/readyz" => match self.trouble() {
+                None => (StatusCode::OK, TEXT, "ready\n".to_owned()),
+                Some(why) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, why),
+            },
+            "/metrics" => (StatusCode::OK, EXPOSITION, self.metrics().await),
             _ => {
                 let known = "not here; there are /metrics, /livez and /readyz\n";
                 (StatusCode::NOT_FOUND, TEXT, known.to_owned())
@@ -74,7 +70,22 @@ impl Admin {
         response
     }
 
-    fn metrics(&self) -> String {
+    /// Why it is not ready, if it is not.
+    fn trouble(&self) -> Option<String> {
+        if !self.is_ready.load(Ordering::Acquire) {
+            return Some("not ready\n".to_owned());
+        }
+        let trouble = self.shared.queue.as_ref().and_then(Queue::trouble)?;
+        Some(format!("not ready: {trouble}\n"))
+    }
+
+    async fn metrics(&self) -> String {
+        if let Some(queue) = &self.shared.queue {
+            // What cannot be read now keeps its last values.
+            let stats = queue.stats().await.unwrap_or_default();
+            let stored = queue.stored_bytes();
+            self.shared.metrics.queue.observe(stored, &stats);
+        }
         let evictions = self.shared.table.evictions();
         self.shared.metrics.observe(&Reading {
             buffered_bytes: self.shared.budget.used(),
@@ -91,7 +102,7 @@ impl Handler for Admin {
 
     async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
         watch.begin();
-        let response = self.answer(request.method(), request.uri().path());
+        let response = self.answer(request.method(), request.uri().path()).await;
         watch.answered(Instant::now());
         response
     }
@@ -110,4 +121,6 @@ impl Handler for Admin {
     fn close(&self) {}
 
     fn refused(&self, _: Rejection, _: Option<std::net::IpAddr>) {}
+
+    async fn finish(&self) {}
 }

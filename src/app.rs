@@ -5,6 +5,7 @@
 
 mod bind;
 mod reload;
+mod storage;
 
 use std::{
     io,
@@ -27,16 +28,24 @@ use crate::{
     admin::Admin,
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
-    dedup::{HashKeys, Table},
+    control::Control,
+    dedup::Table,
     gate::{Gate, Live, Refusals, Shared},
     log::{self, Sampler},
     metrics::Metrics,
+    queue::{Broken, OpenError, Queue},
     server::{self, Doors, Handler, Orders, Stage},
     shutdown::{Signals, Wanted},
 };
 
 /// Keys in flight at a time, over all endpoints.
 const MAX_IN_FLIGHT: usize = 65_536;
+/// How long answers that say 503 may take when nothing can be put on disk any more.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the last commit may take.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+/// Threads that work on what is on disk: delivery, and an operator's orders.
+const DISK_THREADS: usize = 2;
 /// The revision that was built, where the build said so.
 const REVISION: &str = match option_env!("HOOKWARD_REVISION") {
     Some(revision) => revision,
@@ -48,6 +57,10 @@ const REVISION: &str = match option_env!("HOOKWARD_REVISION") {
 pub enum AppError {
     /// Something could not be bound or started: place and cause.
     Start(String, io::Error),
+    /// Nothing can be put on disk any more.
+    Broken(Broken),
+    /// What is on disk cannot be used.
+    Queue(OpenError),
     /// An upstream's certificates cannot be used.
     Upstream(String),
     /// It was told to end once more before everything in flight had finished.
@@ -60,6 +73,8 @@ impl std::fmt::Display for AppError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Start(place, error) => write!(f, "{place}: {error}"),
+            Self::Broken(broken) => broken.fmt(f),
+            Self::Queue(error) => write!(f, "data_dir: {error}"),
             Self::Upstream(fault) => f.write_str(fault),
             Self::Hurried => {
                 f.write_str("a second signal ended it before everything in flight had finished")
@@ -105,6 +120,8 @@ pub struct App {
     threads: NonZeroUsize,
     /// One message per public thread that ended.
     ended: mpsc::Receiver<io::Result<()>>,
+    /// One message per thread that works on what is on disk and ended; closed without any.
+    disk_ended: mpsc::Receiver<io::Result<()>>,
     admin_ended: mpsc::Receiver<io::Result<()>>,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
@@ -120,10 +137,12 @@ impl App {
     /// See [`AppError`].
     pub fn start(config: Config, sources: Sources) -> Result<Self, AppError> {
         let metrics = Arc::new(Metrics::new(REVISION));
-        let keys = HashKeys::new([rand::random(), rand::random()]);
+        let queue = storage::open(&config, &metrics)?;
+        let keys = storage::hash_keys(queue.as_ref());
         let shared = Arc::new(Shared {
             budget: Budget::new(config.limits.max_buffered),
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
+            queue,
             access_log: AtomicBool::new(config.log.access),
             refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
@@ -157,6 +176,13 @@ impl App {
             let name = format!("hookward-{number}");
             let notices = (started_one.clone(), ended_one.clone());
             thread(name, make, sockets, budget, doors, orders, notices)?;
+        }
+        let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
+        if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
+            let control = Control::new(queue.clone(), shared.table.clone());
+            let (orders, ended) = (seen.clone(), disk_ended_one.clone());
+            storage::control(dir, control, orders, ended)?;
+            storage::delivery(seen.clone(), disk_ended_one)?;
         }
         let (admin_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -193,6 +219,7 @@ impl App {
             is_ready,
             threads,
             ended,
+            disk_ended,
             admin_ended,
             bound,
             listening,
@@ -249,6 +276,8 @@ impl App {
                     },
                     () = watcher.changed() => self.reload(&mut watcher, "changed file"),
                     _ = self.ended.recv() => return Err(AppError::ThreadEnded),
+                    Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
+                    broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
                     _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
                 }
             }
@@ -262,8 +291,25 @@ impl App {
         })
     }
 
-    /// Ends in order: not ready; still accepting for `shutdown_delay`; no longer accepting, what is
-    /// in flight finishes within `shutdown_grace`; the operator's listeners last.
+    /// Ends because nothing can be put on disk any more: whoever waits for that hears 503 first.
+    async fn fail(&mut self, broken: Broken) -> Result<(), AppError> {
+        tracing::error!(%broken, "ending: the next start looks at the store");
+        self.is_ready.store(false, Ordering::Release);
+        self.public
+            .send_modify(|orders| orders.stage = Stage::Draining);
+        let all_ended = async {
+            for _ in 0..self.threads.get() {
+                self.ended.recv().await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, all_ended).await;
+        self.bound.iter().for_each(Bound::remove);
+        Err(AppError::Broken(broken))
+    }
+
+    /// Ends in order: not ready; still accepting for `shutdown_delay`; no longer accepting, requests
+    /// and deliveries in flight finish within `shutdown_grace`, the rest stays on disk; the
+    /// operator's listeners last.
     async fn drain(&mut self) -> Result<(), AppError> {
         self.is_ready.store(false, Ordering::Release);
         let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
@@ -281,6 +327,7 @@ impl App {
             for _ in 0..self.threads.get() {
                 self.ended.recv().await;
             }
+            while self.disk_ended.recv().await.is_some() {}
         };
         let is_clean = tokio::time::timeout(grace, all_ended).await.is_ok();
         if !is_clean {
@@ -289,6 +336,9 @@ impl App {
                 connections = open,
                 "shutdown_grace is over, ending what is left"
             );
+        }
+        if let Some(queue) = &self.shared.queue {
+            let _ = tokio::time::timeout(LAST_COMMIT, queue.close()).await;
         }
         self.admin
             .send_modify(|orders| orders.stage = Stage::Draining);
@@ -374,9 +424,17 @@ fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<
         config.endpoints.clone(),
         config.limits,
         config.server.trusted_proxies.clone(),
-        &shared.metrics,
+        shared,
         before,
     )
+}
+
+/// Resolves when the store is broken; never without one.
+async fn broken(queue: Option<&Queue>) -> Broken {
+    match queue {
+        Some(queue) => queue.broken().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn runtime() -> io::Result<LocalRuntime> {

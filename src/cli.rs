@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod healthcheck;
+mod queue;
 mod sample;
 mod send;
 mod serve;
@@ -44,6 +45,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Show everything on loopback: a gate, an application, genuine and forged events
     Demo(demo::DemoArgs),
+    /// Show and change what is on disk, on a running instance or a stopped one
+    Queue(queue::QueueArgs),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print a shell's completions
@@ -181,6 +184,7 @@ impl Cli {
             Command::Send(args) => send::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Demo(args) => demo::run(args),
+            Command::Queue(args) => queue::run(args),
             Command::Schema => print(&format!("{:#}\n", config::json_schema())),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

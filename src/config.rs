@@ -170,6 +170,17 @@ pub fn load_naming(
     build::build(document, &sources.env, now, named)
 }
 
+/// Where durable state lives, whatever else is wrong with a configuration: an operator's shell
+/// need not hold its secrets.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn data_dir(sources: &Sources) -> Result<Option<PathBuf>, Vec<Fault>> {
+    let document = document::Document::read(sources)?;
+    let text = document.values.get("data_dir").and_then(Value::as_str);
+    Ok(text.map(PathBuf::from))
+}
+
 impl Config {
     /// The effective configuration, defaults filled in and secrets as `***`, as TOML.
     pub fn effective_toml(&self) -> String {

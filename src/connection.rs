@@ -70,7 +70,10 @@ pub struct Watch {
     timer: RefCell<Pin<Box<Sleep>>>,
     /// First byte of the request in progress; before it, the moment the connection became idle.
     since: Cell<Instant>,
-    is_first: Cell<bool>,
+    /// A byte of the next request has come, were it of an empty line before it.
+    has_begun: Cell<bool>,
+    /// By when its head has to be here. The first one's time begins with the connection.
+    head_until: Cell<Option<Instant>>,
     body_until: Cell<Option<Instant>>,
     blocked_since: Cell<Option<Instant>>,
     verdict: Cell<Option<Verdict>>,
@@ -111,7 +114,8 @@ impl Watch {
             idle_timeout: limits.idle_timeout,
             timer: RefCell::new(Box::pin(tokio::time::sleep(limits.header_timeout))),
             since: Cell::new(now),
-            is_first: Cell::new(true),
+            has_begun: Cell::new(false),
+            head_until: Cell::new(Some(now + limits.header_timeout)),
             body_until: Cell::new(None),
             blocked_since: Cell::new(None),
             verdict: Cell::new(None),
@@ -130,7 +134,8 @@ impl Watch {
     pub fn answered(&self, now: Instant) {
         self.body_until.set(None);
         self.blocked_since.set(None);
-        self.is_first.set(false);
+        self.has_begun.set(false);
+        self.head_until.set(None);
         self.is_said.set(self.verdict.get().is_some());
         self.since.set(now);
     }
@@ -171,16 +176,29 @@ impl Watch {
         Poll::Pending
     }
 
+    /// Notes that bytes came, of which the first begins a request.
+    fn heard(&self) {
+        if self.body_until.get().is_some() || self.has_begun.replace(true) {
+            return;
+        }
+        let now = Instant::now();
+        self.since.set(now);
+        if self.head_until.get().is_none() {
+            self.head_until.set(Some(now + self.header_timeout));
+        }
+    }
+
     /// By when bytes have to come, and what is said if they do not.
     fn read_deadline(&self, phase: Phase) -> (Instant, Verdict) {
         let since = self.since.get();
-        match (phase, self.body_until.get()) {
-            (_, Some(until)) => (until, Verdict::Slow),
-            (Phase::Between, None) if !self.is_first.get() => {
-                (since + self.idle_timeout, Verdict::Idle)
-            }
-            (Phase::Between | Phase::Head, None) => (since + self.header_timeout, Verdict::Slow),
-            (Phase::Body, None) => (since + self.body_timeout, Verdict::Slow),
+        if let Some(until) = self.body_until.get() {
+            return (until, Verdict::Slow);
+        }
+        match (phase, self.head_until.get()) {
+            (Phase::Body, _) => (since + self.body_timeout, Verdict::Slow),
+            (Phase::Between | Phase::Head, Some(until)) => (until, Verdict::Slow),
+            (Phase::Between, None) => (since + self.idle_timeout, Verdict::Idle),
+            (Phase::Head, None) => (since + self.header_timeout, Verdict::Slow),
         }
     }
 
@@ -281,6 +299,15 @@ impl Inflow<'_> {
             Self::Library(_, length) => *length,
         }
     }
+
+    /// Whether the connection can go on with this body unread: it is here, and not longer than
+    /// `most` bytes.
+    pub fn can_be_passed_over(&self, most: u64) -> bool {
+        match self {
+            Self::Here(_, length) => *length <= most,
+            Self::Library(_, length) => *length == Some(0),
+        }
+    }
 }
 
 impl Source for Inflow<'_> {
@@ -336,8 +363,8 @@ impl Read for Io {
             if came == 0 {
                 return Poll::Ready(Ok(()));
             }
-            if phase == Phase::Between && watch.body_until.get().is_none() {
-                watch.since.set(Instant::now());
+            if phase != Phase::Body {
+                watch.heard();
             }
         }
         if let Err(ambiguous) = wire.pass_on(most, |bytes| room.put_slice(bytes)) {

@@ -57,6 +57,14 @@ impl std::fmt::Debug for HashKeys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest([u64; 2]);
 
+impl Digest {
+    /// Its bytes; the same after a restart where the secret of the hashes is.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let [high, low] = self.0;
+        (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+    }
+}
+
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.0[0]);
@@ -94,6 +102,11 @@ impl Fingerprint {
 
     fn new(basis: u8, hash: u64) -> Self {
         Self(u64::from(basis) << 56 | hash & Self::HASH)
+    }
+
+    /// Basis and hash in one number; the same after a restart where the secret of the hashes is.
+    pub fn to_number(self) -> u64 {
+        self.0
     }
 
     /// Whether two bodies are known to differ. Fingerprints of different bases tell nothing.
@@ -534,6 +547,16 @@ impl Table {
         }
     }
 
+    /// Forgets every done key, where a store knows them too and some were freed there.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = shard.done.len();
+            shard.done.clear();
+            self.entries.fetch_sub(count, Ordering::Relaxed);
+        }
+    }
+
     /// Takes expired keys out of the next shard, oldest use first, a bounded number.
     pub fn sweep(&self, now: Instant) {
         let number = self.next_sweep.fetch_add(1, Ordering::Relaxed) % self.shards.len();
@@ -567,12 +590,18 @@ pub struct Claim {
 
 impl Claim {
     /// The event was delivered: its key is done, for its window.
-    pub fn commit(mut self, now: Instant) {
+    pub fn commit(self, now: Instant) {
+        let window = self.window;
+        self.commit_for(window, now);
+    }
+
+    /// The event was delivered before, and its key is done for so much longer.
+    pub fn commit_for(mut self, remaining: Duration, now: Instant) {
         let Some(digest) = self.owned.take() else {
             return;
         };
         let table = &*self.table;
-        let until = table.end_of(self.window, now);
+        let until = table.end_of(remaining, now);
         let mut shard = table.shard(digest);
         let running = shard.in_flight.remove(&digest);
         let body = self.body.map_or(0, |body| body.0);

@@ -4,7 +4,10 @@
 //! right by construction: names are bounded, paths are origin-form, secrets are not empty. It
 //! leaves reading configuration to `config` and acting on it to `gate` and `upstream`.
 
+mod queueing;
+
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashSet},
     fmt,
     net::IpAddr,
@@ -17,6 +20,7 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use self::queueing::{Mode, Ordering, Queueing};
 use crate::{
     dedup,
     signature::{Scheme, Secrets},
@@ -317,6 +321,30 @@ impl Upstream {
     }
 }
 
+impl Upstream {
+    /// The path and query of a request: the configured ones with the sender's remainder and query
+    /// behind them.
+    pub fn target(&self, remainder: &str, query: Option<&str>) -> Cow<'_, str> {
+        if remainder.is_empty() && query.is_none() && self.query.is_none() {
+            return Cow::Borrowed(&self.path);
+        }
+        let mut target = String::with_capacity(self.path.len() + remainder.len() + 64);
+        target.push_str(&self.path);
+        if !remainder.is_empty() {
+            if !target.ends_with('/') {
+                target.push('/');
+            }
+            target.push_str(remainder);
+        }
+        let queries = self.query.as_deref().into_iter().chain(query);
+        for (query, mark) in queries.zip(['?', '&']) {
+            target.push(mark);
+            target.push_str(query);
+        }
+        Cow::Owned(target)
+    }
+}
+
 /// One configured endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -348,6 +376,12 @@ pub struct Endpoint {
     pub max_body: usize,
     /// How duplicates are recognised.
     pub dedup: Dedup,
+    /// What the sender hears: the upstream, or that the event is on disk.
+    pub mode: Mode,
+    /// How what is on disk is delivered.
+    pub queueing: Queueing,
+    /// Bytes of requests kept whose signature did not match; 0: none.
+    pub quarantine: u64,
 }
 
 /// All endpoints of one configuration, found by path.

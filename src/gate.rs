@@ -5,32 +5,34 @@
 //! signature was good (or an endpoint that does not enforce yet) passes the line marked below;
 //! nothing before it touches the duplicate table or the upstream.
 
+mod disk;
+mod fallback;
 mod live;
 mod visit;
 
 use std::{
-    borrow::Cow,
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
+use tokio::task::JoinSet;
 
-pub use self::live::{Live, Refusals, Shared};
-use self::{
-    live::Lane,
-    visit::{Visit, problem},
-};
+pub(crate) use self::disk::lane_of;
+pub(crate) use self::live::queue_limits;
+pub use self::live::{Lane, Live, Refusals, Shared};
+use self::visit::{Visit, problem};
 use crate::{
     body::{self, Body, BodyError},
     connection::{self, Verdict, Watch},
-    dedup::{Ask, Claim, Decision, Ended, Fingerprint},
-    endpoint::{Endpoint, MissingKey, is_trusted},
+    dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
+    endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
-    headers::{self, Forward},
+    headers::{self, Forward, RequestHead},
+    kept::Origin,
     metrics::{EventLabel, Outcome},
     rejection::{KeyFault, Malformation, Rejection},
     signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
@@ -51,6 +53,8 @@ pub struct Gate {
     shared: Arc<Shared>,
     lanes: RefCell<Rc<Lanes>>,
     random: RefCell<rand::rngs::StdRng>,
+    /// Attempts that go on after their senders were answered; bounded by the upstreams' places.
+    tasks: RefCell<JoinSet<()>>,
     is_closing: Cell<bool>,
 }
 
@@ -77,6 +81,7 @@ impl Gate {
             shared,
             lanes: RefCell::new(Rc::new(Lanes::new(live))),
             random: RefCell::new(rand::make_rng()),
+            tasks: RefCell::default(),
             is_closing: Cell::new(false),
         })
     }
@@ -109,11 +114,18 @@ impl Gate {
             .iter()
             .for_each(|pool| pool.sweep(now));
         self.shared.table.sweep(now);
+        while self.tasks.borrow_mut().try_join_next().is_some() {}
         body::tidy();
         connection::tidy();
         // The allocator gives memory back when something large is freed, and not by itself: after a
         // burst of bodies an idle thread would hold on to it.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(PURGE)));
+    }
+
+    /// Waits for the attempts that go on after their senders were answered.
+    pub async fn finish(&self) {
+        let mut tasks = self.tasks.take();
+        while tasks.join_next().await.is_some() {}
     }
 
     /// Answers one request.
@@ -153,8 +165,7 @@ impl Gate {
         check_remainder(remainder)?;
         let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
-        visit.closes = announced.is_none_or(|size| size > UNREAD_LIMIT)
-            || head.headers.contains_key(header::EXPECT);
+        visit.closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         refuse_early(endpoint, head, announced)?;
 
         let signed = SignedRequest {
@@ -167,12 +178,13 @@ impl Gate {
         };
         let verification = endpoint.scheme.open(&endpoint.secrets, &signed, visit.now);
         let mut verification = visit.unless_enforced(endpoint, verification)?;
-        let header_key = header_key(endpoint, head);
+        let header_key = header_key(endpoint, &head.headers);
         // Whether a request is verified is known after its body only; an unverified one has no key.
         let header_key = match endpoint.enforcement.at(visit.now) {
             true => Ok(header_key?),
             false => header_key,
         };
+        disk::check_room(lane, announced)?;
 
         let mut spent = Duration::ZERO;
         let see = |bytes: &[u8]| {
@@ -194,6 +206,24 @@ impl Gate {
         lane.metrics
             .body_bytes
             .observe(visit::float(body.as_bytes().len()));
+        let passed = Instant::now();
+        let origin = Origin {
+            peer: watch.peer_text.as_deref(),
+            peer_is_trusted: is_trusted(watch.peer, &lanes.live.trusted_proxies),
+            proto: watch.proto,
+            remainder,
+            received_at: visit.now,
+        };
+        let mut relay = Relay {
+            passed,
+            watch,
+            lane,
+            pool,
+            head,
+            origin: &origin,
+            event_type: None,
+            is_keyed: false,
+        };
         let admitted = match verification {
             None => Admitted::Unenforced,
             Some(verification) => {
@@ -202,24 +232,17 @@ impl Gate {
                     .verify_duration
                     .observe(spent.as_secs_f64());
                 let authentic = verification.finish();
-                let authentic = visit.unless_enforced(endpoint, authentic)?;
-                authentic.map_or(Admitted::Unenforced, Admitted::Verified)
+                let authentic = visit.unless_enforced(endpoint, authentic);
+                if matches!(authentic, Err(Rejection::SignatureMismatch)) {
+                    relay.quarantine(visit, &body, "signature_mismatch");
+                }
+                authentic?.map_or(Admitted::Unenforced, Admitted::Verified)
             }
         };
 
         // Only what is genuine passes here (or what an endpoint that enforces later lets through).
-        let passed = Instant::now();
-        let event_type = event_type(endpoint, head, &body);
-        let mut relay = Relay {
-            live: &lanes.live,
-            passed,
-            watch,
-            lane,
-            pool,
-            head,
-            remainder,
-            event_type,
-        };
+        relay.passed = Instant::now();
+        relay.event_type = event_type(endpoint, &head.headers, body.as_bytes());
         let Admitted::Verified(authentic) = admitted else {
             let answer = relay.send(visit, &body, false, false).await?;
             return Ok(visit.forwarded(answer, Outcome::Unverified));
@@ -237,9 +260,9 @@ impl Gate {
             return Ok(visit.acknowledged(Outcome::Filtered));
         }
 
-        let ask = self.ask(endpoint, header_key, &body, &authentic, passed)?;
-        let is_keyed = ask.digest.is_some();
-        let claim = match self.claim(lane, visit, ask)? {
+        let ask;
+        (ask, relay.is_keyed) = self.ask(lane, header_key, &body, &authentic, relay.passed)?;
+        let claim = match self.claim(&relay, visit, &body, ask)? {
             Claimed::Duplicate => return Ok(visit.acknowledged(Outcome::Duplicate)),
             Claimed::First(claim) => claim,
             Claimed::InFlight(waiter) => {
@@ -253,74 +276,98 @@ impl Gate {
             }
         };
 
-        let answer = match relay.send(visit, &body, true, is_keyed).await {
-            Ok(answer) => answer,
+        match self.reach(&relay, visit, body, &ask).await {
             Err(rejection) => {
                 claim.release(Some(rejection.status(endpoint.reject_status).as_u16()));
-                return Err(rejection);
+                Err(rejection)
             }
-        };
-        if answer.status.is_success() {
-            // The upstream has said 2xx: from here on the same key is a duplicate.
-            claim.commit(visit.answered.unwrap_or(passed));
-        } else {
-            claim.release(Some(answer.status.as_u16()));
+            Ok(Reached::Before(remaining)) => {
+                claim.commit_for(remaining, Instant::now());
+                Ok(visit.acknowledged(Outcome::Duplicate))
+            }
+            Ok(Reached::Disk) => {
+                // The commit that holds the event and its key was synced: from here on 200 is true.
+                claim.commit(Instant::now());
+                Ok(visit.acknowledged(Outcome::Queued))
+            }
+            Ok(Reached::Upstream(answer)) => {
+                if answer.status.is_success() {
+                    // The upstream has said 2xx: from here on the same key is a duplicate.
+                    claim.commit(visit.answered.unwrap_or(relay.passed));
+                } else {
+                    claim.release(Some(answer.status.as_u16()));
+                }
+                Ok(visit.forwarded(answer, Outcome::Forwarded))
+            }
         }
-        Ok(visit.forwarded(answer, Outcome::Forwarded))
     }
 
-    /// What is asked of the duplicate table: the key, and what tells one body from another.
+    /// Takes an event as far as its endpoint wants before the sender is answered: to the disk, or
+    /// to the upstream.
+    async fn reach(
+        &self,
+        relay: &Relay<'_>,
+        visit: &mut Visit,
+        body: Body,
+        ask: &Ask,
+    ) -> Result<Reached, Rejection> {
+        let Mode::Relay { fallback } = relay.lane.endpoint.mode else {
+            return self.queue(relay, visit, &body, ask).await;
+        };
+        if let Some(remaining) = self.seen(relay, visit, &body, ask).await? {
+            return Ok(Reached::Before(remaining));
+        }
+        let reached = match fallback {
+            Some(after) => self.relay_or_keep(relay, visit, body, ask, after).await?,
+            None => Reached::Upstream(relay.send(visit, &body, true, relay.is_keyed).await?),
+        };
+        if matches!(&reached, Reached::Upstream(answer) if answer.status.is_success()) {
+            self.remember(relay, visit, ask).await;
+        }
+        Ok(reached)
+    }
+
+    /// What is asked of the duplicate table: the key, and what tells one body from another; and
+    /// whether the event carries a key of its own.
     fn ask(
         &self,
-        endpoint: &Endpoint,
+        lane: &Lane,
         header_key: Option<&[u8]>,
         body: &Body,
         authentic: &Authentic,
         now: Instant,
-    ) -> Result<Ask, Rejection> {
+    ) -> Result<(Ask, bool), Rejection> {
         let table = &self.shared.table;
+        let endpoint = &*lane.endpoint;
         let name = endpoint.name.as_str();
-        let pointed = match endpoint.scheme.key_source() {
-            KeySource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
-            KeySource::Header(_) | KeySource::None => None,
-        };
-        let key = header_key.or(pointed.as_deref().map(str::as_bytes));
-        if key.is_some_and(|key| key.is_empty()) {
-            return Err(Rejection::IdempotencyKey(KeyFault::Empty));
-        }
-        if key.is_some_and(|key| key.len() > KEY_LIMIT) {
-            return Err(Rejection::IdempotencyKey(KeyFault::Long));
-        }
-        let whole = || {
-            let mut hasher = table.body_hasher();
-            hasher.update(body.as_bytes());
-            hasher.finish()
-        };
-        let digest = match (key, endpoint.dedup.missing_key) {
-            (Some(key), _) => Some(table.digest(name, key)),
-            (None, MissingKey::Body) => Some(table.digest_of_body(name, &whole())),
-            (None, MissingKey::Forward) => None,
-            (None, MissingKey::Reject) => {
-                return Err(Rejection::IdempotencyKey(KeyFault::Absent));
-            }
-        };
-        // The tag over the body alone tells bodies apart as well as a hash of the body would.
-        let fingerprint: Fingerprint = if endpoint.scheme.signs_body_alone() {
+        let (digest, is_own) = digest_of(table, endpoint, header_key, body.as_bytes())?;
+        // The tag over the body alone tells bodies apart as well as a hash of the body would, but
+        // not beyond a change of secrets: what is put on disk has to.
+        let has_disk = lane.queue.is_some();
+        let fingerprint: Fingerprint = if endpoint.scheme.signs_body_alone() && !has_disk {
             let basis = u8::try_from(authentic.secret()).unwrap_or(u8::MAX);
             table.fingerprint(name, basis, authentic.tag())
         } else {
-            table.fingerprint_of_body(name, &whole())
+            table.fingerprint_of_body(name, &hash_of(table, body.as_bytes()))
         };
         let policy = endpoint.dedup.policy;
-        Ok(Ask {
+        let ask = Ask {
             digest,
             body: Some(fingerprint),
             policy,
             now,
-        })
+        };
+        Ok((ask, is_own))
     }
 
-    fn claim(&self, lane: &Lane, visit: &Visit, ask: Ask) -> Result<Claimed, Rejection> {
+    fn claim(
+        &self,
+        relay: &Relay<'_>,
+        visit: &Visit,
+        body: &Body,
+        ask: Ask,
+    ) -> Result<Claimed, Rejection> {
+        let metrics = &relay.lane.metrics;
         let decision = self.shared.table.claim(ask);
         let key_reused = match &decision {
             Decision::Duplicate { key_reused }
@@ -329,17 +376,14 @@ impl Gate {
             Decision::KeyReuse => true,
             Decision::Full | Decision::Replay => false,
         };
-        if key_reused {
-            lane.metrics.key_reuse.inc();
-            visit.notice(&self.shared, "idempotency key reused with another body");
-        }
+        self.note_reuse(key_reused, relay, visit, body);
         match decision {
             Decision::Duplicate { .. } => Ok(Claimed::Duplicate),
             Decision::First {
                 claim, replayed, ..
             } => {
                 if replayed {
-                    lane.metrics.replays.inc();
+                    metrics.replays.inc();
                     visit.notice(
                         &self.shared,
                         "body came again under another idempotency key",
@@ -351,7 +395,7 @@ impl Gate {
             Decision::InFlight { waiter, .. } => Ok(Claimed::InFlight(waiter)),
             Decision::KeyReuse => Err(Rejection::KeyReuse),
             Decision::Replay => {
-                lane.metrics.replays.inc();
+                metrics.replays.inc();
                 Err(Rejection::Replay)
             }
         }
@@ -359,6 +403,16 @@ impl Gate {
 }
 
 const CLOSE: http::HeaderValue = http::HeaderValue::from_static("close");
+
+/// How far an event came before its sender is answered.
+enum Reached {
+    /// It was taken before, and its key is for so much longer.
+    Before(Duration),
+    /// It is on disk, synced.
+    Disk,
+    /// The upstream answered.
+    Upstream(Answer),
+}
 
 /// What the duplicate table let happen.
 enum Claimed {
@@ -470,13 +524,53 @@ fn refuse_early(
     Ok(())
 }
 
+/// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
+/// its stead, and whether it is a key of its own; `None` where nothing protects it from being
+/// taken twice.
+pub(crate) fn digest_of(
+    table: &Table,
+    endpoint: &Endpoint,
+    header_key: Option<&[u8]>,
+    body: &[u8],
+) -> Result<(Option<Digest>, bool), Rejection> {
+    let fault = |fault| Err(Rejection::IdempotencyKey(fault));
+    let name = endpoint.name.as_str();
+    let pointed = match endpoint.scheme.key_source() {
+        KeySource::Pointer(pointer) => event::text_at(body, pointer),
+        KeySource::Header(_) | KeySource::None => None,
+    };
+    match header_key.or(pointed.as_deref().map(str::as_bytes)) {
+        Some([]) => fault(KeyFault::Empty),
+        Some(key) if key.len() > KEY_LIMIT => fault(KeyFault::Long),
+        Some(key) => Ok((Some(table.digest(name, key)), true)),
+        None => match endpoint.dedup.missing_key {
+            MissingKey::Body => {
+                let digest = table.digest_of_body(name, &hash_of(table, body));
+                Ok((Some(digest), false))
+            }
+            MissingKey::Forward => Ok((None, false)),
+            MissingKey::Reject => fault(KeyFault::Absent),
+        },
+    }
+}
+
+/// The keyed hash of a whole body.
+pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
+    let mut hasher = table.body_hasher();
+    hasher.update(body);
+    hasher.finish()
+}
+
 /// The idempotency key in a header, where the scheme keeps it there.
-fn header_key<'h>(endpoint: &Endpoint, head: &'h Parts) -> Result<Option<&'h [u8]>, Rejection> {
+pub(crate) fn header_key<'h>(
+    endpoint: &Endpoint,
+    headers: &'h HeaderMap,
+) -> Result<Option<&'h [u8]>, Rejection> {
     let fault = |fault| Err(Rejection::IdempotencyKey(fault));
     let KeySource::Header(name) = endpoint.scheme.key_source() else {
         return Ok(None);
     };
-    let mut values = head.headers.get_all(name).iter();
+    let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) if endpoint.dedup.missing_key == MissingKey::Reject => fault(KeyFault::Absent),
         (None, _) => Ok(None),
@@ -488,10 +582,10 @@ fn header_key<'h>(endpoint: &Endpoint, head: &'h Parts) -> Result<Option<&'h [u8
 }
 
 /// The event's type: in a header or in the body, where it can be read.
-fn event_type(endpoint: &Endpoint, head: &Parts, body: &Body) -> Option<String> {
+pub(crate) fn event_type(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<String> {
     match endpoint.scheme.event_type_source() {
-        EventTypeSource::Header(name) => head.headers.get(name)?.to_str().ok().map(str::to_owned),
-        EventTypeSource::Pointer(pointer) => event::text_at(body.as_bytes(), pointer),
+        EventTypeSource::Header(name) => headers.get(name)?.to_str().ok().map(str::to_owned),
+        EventTypeSource::Pointer(pointer) => event::text_at(body, pointer),
         EventTypeSource::None => None,
     }
 }
@@ -515,38 +609,27 @@ fn unread(error: BodyError, watch: &Watch) -> Rejection {
     }
 }
 
-/// Handing one event to its upstream.
+/// Handing one event to its upstream, or to the disk on its way there.
 struct Relay<'a> {
-    live: &'a Live,
     watch: &'a Watch,
-    lane: &'a Lane,
+    lane: &'a Arc<Lane>,
     pool: &'a Rc<crate::upstream::Pool>,
     head: &'a Parts,
-    remainder: &'a str,
+    origin: &'a Origin<'a>,
     event_type: Option<String>,
+    /// The event carries an idempotency key of its own.
+    is_keyed: bool,
     /// When verification was over.
     passed: Instant,
 }
 
 impl Relay<'_> {
-    /// Sends the event within the endpoint's deadline and counts what came back.
-    async fn send(
-        &mut self,
-        visit: &mut Visit,
-        body: &Body,
-        verified: bool,
-        keyed: bool,
-    ) -> Result<Answer, Rejection> {
+    /// The head of the request that the upstream gets.
+    fn request_head(&self, visit: &Visit, body: &Body, verified: bool) -> RequestHead {
         let endpoint = &*self.lane.endpoint;
         let upstream = &endpoint.upstream;
-        // A place at the upstream is for what is genuine: strangers' slow bodies hold none.
-        let _permit = self
-            .lane
-            .upstream
-            .enter(self.passed)
-            .ok_or(Rejection::Overloaded)?;
-        let target = target(upstream, self.remainder, self.head.uri.query());
-        let event_type = self.event_type.as_deref();
+        let (origin, event_type) = (self.origin, self.event_type.as_deref());
+        let target = upstream.target(origin.remainder, self.head.uri.query());
         let forward = Forward {
             target: &target,
             authority: &upstream.authority,
@@ -555,19 +638,37 @@ impl Relay<'_> {
             event_id: visit.id(),
             event_type: event_type.filter(|t| headers::is_plain_event_type(t)),
             verified,
-            received_at: visit.now,
-            peer: self.watch.peer_text.as_deref(),
-            peer_is_trusted: is_trusted(self.watch.peer, &self.live.trusted_proxies),
-            proto: self.watch.proto,
+            received_at: origin.received_at,
+            peer: origin.peer,
+            peer_is_trusted: origin.peer_is_trusted,
+            proto: origin.proto,
             body_len: body.as_bytes().len(),
         };
         let is_protected =
             |name: &http::HeaderName| endpoint.scheme.header_names().any(|n| n == name);
         let room = self.pool.spare_room();
-        let head = headers::request_head(room, &self.head.headers, &forward, is_protected);
+        headers::request_head(room, &self.head.headers, &forward, is_protected)
+    }
+
+    /// Sends the event within the endpoint's deadline and counts what came back.
+    async fn send(
+        &self,
+        visit: &mut Visit,
+        body: &Body,
+        verified: bool,
+        keyed: bool,
+    ) -> Result<Answer, Rejection> {
+        let endpoint = &*self.lane.endpoint;
+        // A place at the upstream is for what is genuine: strangers' slow bodies hold none.
+        let permit = self
+            .lane
+            .upstream
+            .enter(self.passed)
+            .ok_or(Rejection::Overloaded)?;
+        let head = self.request_head(visit, body, verified);
         let sent = self
             .pool
-            .send(head, body.as_bytes(), keyed, endpoint.deadline);
+            .send(permit, head, body.as_bytes(), keyed, endpoint.deadline);
         let metrics = &self.lane.metrics;
         match self.watch.until(visit.deadline(endpoint), sent).await {
             Some(Ok(answer)) => {
@@ -587,31 +688,6 @@ impl Relay<'_> {
             }
         }
     }
-}
-
-/// The upstream's path and query with the sender's remainder and query behind them.
-fn target<'u>(
-    upstream: &'u crate::endpoint::Upstream,
-    remainder: &str,
-    query: Option<&str>,
-) -> Cow<'u, str> {
-    if remainder.is_empty() && query.is_none() && upstream.query.is_none() {
-        return Cow::Borrowed(&upstream.path);
-    }
-    let mut target = String::with_capacity(upstream.path.len() + remainder.len() + 64);
-    target.push_str(&upstream.path);
-    if !remainder.is_empty() {
-        if !target.ends_with('/') {
-            target.push('/');
-        }
-        target.push_str(remainder);
-    }
-    let queries = upstream.query.as_deref().into_iter().chain(query);
-    for (query, mark) in queries.zip(['?', '&']) {
-        target.push(mark);
-        target.push_str(query);
-    }
-    Cow::Owned(target)
 }
 
 /// What an upstream's failure was, for the log.

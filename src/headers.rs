@@ -156,20 +156,38 @@ pub struct Forward<'a> {
 pub struct RequestHead {
     bytes: Vec<u8>,
     attempt_at: usize,
+    /// Digits of the number that stands there.
+    digits: usize,
+    /// The attempt's number when it is sent for the first time.
+    first: u32,
 }
 
 impl RequestHead {
-    /// The bytes, for the attempt with this number (1 or 2).
+    /// The bytes, sent for the first (1) or second (2) time.
     pub fn for_attempt(&mut self, attempt: u8) -> &[u8] {
-        if let Some(digit) = self.bytes.get_mut(self.attempt_at) {
-            *digit = b'0' + attempt.min(9);
-        }
+        self.number(self.first.saturating_add(u32::from(attempt.max(1) - 1)));
         &self.bytes
     }
 
     /// The room that it was written into.
     pub fn into_room(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// Counts attempts from this number on; earlier ones were other requests.
+    pub fn count_from(&mut self, first: u32) {
+        self.first = first.max(1);
+    }
+
+    fn number(&mut self, attempt: u32) {
+        let at = self.attempt_at;
+        if let (0..=9, 1, Some(digit)) = (attempt, self.digits, self.bytes.get_mut(at)) {
+            *digit = b'0' + u8::try_from(attempt).unwrap_or(9);
+            return;
+        }
+        let text = attempt.to_string();
+        self.bytes.splice(at..at + self.digits, text.bytes());
+        self.digits = text.len();
     }
 
     /// Takes the body in behind the head; what is then left of it to be sent is nothing.
@@ -252,6 +270,8 @@ pub fn request_head(
     RequestHead {
         bytes: out,
         attempt_at,
+        digits: 1,
+        first: 1,
     }
 }
 

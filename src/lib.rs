@@ -5,10 +5,11 @@
 //! `gate` asks the rooms under it, and the core knows nobody.
 //!
 //! ```text
-//! sender ─► server ─► connection ─► gate ─┬─► body ─► signature ─► event ─► dedup ─► upstream ─► application
-//!           accept    deadlines,    the   │   budget  constant     type,    one      pool,
-//!                     framing       order │           time         key      claim    one attempt
-//!                                         └─► rejection ─► the sender hears why
+//! sender ─► server ─► connection ─► gate ─┬─► body ─► signature ─► event ─► dedup ─┬─► upstream ─► application
+//!           accept    deadlines,    the   │   budget  constant     type,    one    │   pool,           ▲
+//!                     framing       order │           time         key      claim  │   one attempt     │
+//!                                         │                                        └─► queue ─► delivery
+//!                                         └─► rejection ─► the sender hears why        fsync    again, in order
 //! ```
 
 // The process: what was asked, what is configured, what runs.
@@ -26,6 +27,8 @@ pub mod shutdown;
 
 // The two sides that answer.
 
+// An operator's orders about what is on disk.
+pub mod control;
 // `/metrics`, `/livez`, `/readyz`, on listeners of their own.
 pub mod admin;
 // One event loop per core: accept, one task per connection, drain.
@@ -37,10 +40,16 @@ pub mod server;
 pub mod body;
 // One sender's connection: its bytes, its deadlines, its end.
 pub mod connection;
+// From the disk to the upstream: when to try again, when to give up, in which order.
+pub mod delivery;
+// A request as it is kept on disk.
+pub mod kept;
 // One request, top to bottom.
 pub mod gate;
 // Every metric name and label.
 pub mod metrics;
+// The durable queue of opaque records: append, lease, settle; on disk before it is acknowledged.
+pub mod queue;
 // TCP, TLS or a Unix socket.
 mod stream;
 // One event to the application: a connection, one request, its answer.
@@ -48,6 +57,8 @@ pub mod upstream;
 
 // The core: no sockets, no files, no clock, no logging.
 
+// How an attempt ended, and what follows.
+pub mod attempt;
 // Which events were seen: claim, commit, give back.
 pub mod dedup;
 // What the operator configured for one path.

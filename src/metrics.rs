@@ -5,6 +5,8 @@
 //! configuration, the sender's documented event types, reasons, outcomes. It leaves deciding what
 //! happened to others; it is only told.
 
+mod queueing;
+
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,9 +18,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
+pub use self::queueing::{Deliveries, QueueMetrics};
 use crate::{
     dedup::{KeyReuse, Replay},
-    endpoint::{Endpoint, Enforcement, EventFilter},
+    endpoint::{Endpoint, Enforcement, EventFilter, Mode},
     rejection::Rejection,
     signature::KeySource,
 };
@@ -34,6 +37,8 @@ pub enum Outcome {
     Filtered,
     /// The upstream answered.
     Forwarded,
+    /// On disk, to be delivered.
+    Queued,
     /// Refused.
     Rejected,
     /// The upstream answered an event whose signature is missing or wrong.
@@ -41,11 +46,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Duplicate,
         Self::Failed,
         Self::Filtered,
         Self::Forwarded,
+        Self::Queued,
         Self::Rejected,
         Self::Unverified,
     ];
@@ -57,6 +63,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Filtered => "filtered",
             Self::Forwarded => "forwarded",
+            Self::Queued => "queued",
             Self::Rejected => "rejected",
             Self::Unverified => "unverified",
         }
@@ -68,8 +75,9 @@ impl Outcome {
             Self::Failed => 1,
             Self::Filtered => 2,
             Self::Forwarded => 3,
-            Self::Rejected => 4,
-            Self::Unverified => 5,
+            Self::Queued => 4,
+            Self::Rejected => 5,
+            Self::Unverified => 6,
         }
     }
 }
@@ -164,6 +172,8 @@ pub struct Metrics {
     pub config_reload_failures: IntCounter,
     config_last_successful: IntGauge,
     config_last_success: Gauge,
+    /// What is on disk, and its delivery.
+    pub queue: QueueMetrics,
     unrouted: Unrouted,
 }
 
@@ -311,6 +321,7 @@ impl Metrics {
                     "When the running configuration took effect.",
                 ),
             ),
+            queue: QueueMetrics::new(&registry),
             unrouted: Unrouted {
                 rejections: Vec::new(),
                 refused: blank(),
@@ -428,6 +439,7 @@ impl Metrics {
             key_reuse: self.key_reuse.with_label_values(&[name]),
             replays: self.replays.with_label_values(&[name]),
             secret_matches: secrets.collect(),
+            deliveries: self.queue.deliveries(name),
             last_verified: OnceLock::new(),
             name: name.to_owned(),
             all: self.clone(),
@@ -498,8 +510,13 @@ fn endings(endpoint: &Endpoint, event: EventLabel) -> Vec<(Outcome, &'static [St
         || matches!(endpoint.scheme.key_source(), KeySource::Pointer(_));
     let mut endings = Vec::new();
     if is_wanted {
+        if endpoint.mode != Mode::Queue {
+            endings.push((Outcome::Forwarded, ANY));
+        }
+        if endpoint.mode != (Mode::Relay { fallback: None }) {
+            endings.push((Outcome::Queued, GOOD));
+        }
         endings.extend([
-            (Outcome::Forwarded, ANY),
             (Outcome::Duplicate, GOOD),
             // One that waited for the first shares its status.
             (Outcome::Failed, OTHER),
@@ -551,7 +568,7 @@ pub struct Reading {
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
     rejections: Vec<IntCounter>,
-    duration: [Histogram; 6],
+    duration: [Histogram; 7],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
     upstream_responses: [IntCounter; CLASSES.len()],
@@ -566,6 +583,8 @@ pub struct EndpointMetrics {
     /// Bodies that came again under another key.
     pub replays: IntCounter,
     secret_matches: Vec<IntCounter>,
+    /// Deliveries of what is on disk.
+    pub deliveries: Deliveries,
     last_verified: OnceLock<Gauge>,
     name: String,
     all: Arc<Metrics>,

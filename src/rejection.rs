@@ -60,6 +60,8 @@ pub enum Rejection {
     Method,
     /// No room: bodies, connections, keys in flight, or the upstream's own bounds.
     Overloaded,
+    /// The endpoint holds as many undelivered events as it may.
+    QueueFull,
     /// A body that came under another key before.
     Replay,
     /// Signed outside the tolerance.
@@ -70,6 +72,8 @@ pub enum Rejection {
     SignatureMismatch,
     /// No signature header.
     SignatureMissing,
+    /// The disk takes nothing now.
+    Storage,
     /// The request target is over its limit.
     TargetTooLong,
     /// Headers or body came too slowly.
@@ -95,7 +99,7 @@ pub enum Fault {
 
 impl Rejection {
     /// One of each kind, for the metrics that exist from the start.
-    pub const KINDS: [Self; 19] = [
+    pub const KINDS: [Self; 21] = [
         Self::BodyTooLarge,
         Self::HeadersTooLarge,
         Self::IdempotencyKey(KeyFault::Absent),
@@ -105,11 +109,13 @@ impl Rejection {
         Self::Malformed(Malformation::Framing),
         Self::Method,
         Self::Overloaded,
+        Self::QueueFull,
         Self::Replay,
         Self::SignatureExpired,
         Self::SignatureMalformed,
         Self::SignatureMismatch,
         Self::SignatureMissing,
+        Self::Storage,
         Self::TargetTooLong,
         Self::Timeout,
         Self::UnknownPath,
@@ -129,11 +135,13 @@ impl Rejection {
             Self::Malformed(_) => "malformed",
             Self::Method => "method",
             Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
             Self::Replay => "replay",
             Self::SignatureExpired => "signature_expired",
             Self::SignatureMalformed => "signature_malformed",
             Self::SignatureMismatch => "signature_mismatch",
             Self::SignatureMissing => "signature_missing",
+            Self::Storage => "storage",
             Self::TargetTooLong => "target_too_long",
             Self::Timeout => "timeout",
             Self::UnknownPath => "unknown_path",
@@ -148,7 +156,11 @@ impl Rejection {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::IdempotencyKey(_) | Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Inactive | Self::InFlight | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Inactive
+            | Self::InFlight
+            | Self::Overloaded
+            | Self::QueueFull
+            | Self::Storage => StatusCode::SERVICE_UNAVAILABLE,
             Self::FirstFailed(status) => status,
             Self::KeyReuse | Self::Replay => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -167,7 +179,7 @@ impl Rejection {
     /// Whose fault it is.
     pub fn fault(self) -> Fault {
         match self {
-            Self::Inactive | Self::Overloaded => Fault::Ours,
+            Self::Inactive | Self::Overloaded | Self::QueueFull | Self::Storage => Fault::Ours,
             Self::FirstFailed(_)
             | Self::InFlight
             | Self::UpstreamTimeout
@@ -210,7 +222,7 @@ impl Rejection {
     pub fn retry_after(self) -> Option<HeaderValue> {
         match self {
             Self::Inactive => Some(RETRY_LATER),
-            Self::InFlight | Self::Overloaded => Some(RETRY_SOON),
+            Self::InFlight | Self::Overloaded | Self::QueueFull | Self::Storage => Some(RETRY_SOON),
             Self::FirstFailed(status) if status == StatusCode::SERVICE_UNAVAILABLE => {
                 Some(RETRY_SOON)
             }
@@ -247,11 +259,13 @@ impl Rejection {
             Self::Malformed(_) => "Malformed request",
             Self::Method => "Method not allowed",
             Self::Overloaded => "Overloaded",
+            Self::QueueFull => "Queue full",
             Self::Replay => "Body already delivered under another key",
             Self::SignatureExpired => "Signature expired",
             Self::SignatureMalformed => "Signature unreadable",
             Self::SignatureMismatch => "Signature does not match",
             Self::SignatureMissing => "Signature missing",
+            Self::Storage => "Storage unavailable",
             Self::TargetTooLong => "Request target too long",
             Self::Timeout => "Request too slow",
             Self::UnknownPath => "No endpoint here",
@@ -299,6 +313,9 @@ impl Rejection {
             }
             Self::Method => "Webhooks are sent with POST.",
             Self::Overloaded => "There is no room for this request now; retry later.",
+            Self::QueueFull => {
+                "Too many events wait for delivery; nothing of this one was kept, retry later."
+            }
             Self::Replay => "This body was delivered under another idempotency key.",
             Self::SignatureExpired => {
                 "The signed timestamp is too far from this server's clock; sign again."
@@ -310,6 +327,7 @@ impl Rejection {
                 "The signature was not made over exactly these bytes with the shared secret."
             }
             Self::SignatureMissing => "The signature header is absent.",
+            Self::Storage => "The event could not be put on disk; retry later.",
             Self::TargetTooLong => "The request target is longer than this server accepts.",
             Self::Timeout => "The headers or the body did not arrive in time.",
             Self::UnknownPath => "No endpoint is configured at this path.",
@@ -334,16 +352,18 @@ impl Rejection {
             Self::Malformed(_) => 6,
             Self::Method => 7,
             Self::Overloaded => 8,
-            Self::Replay => 9,
-            Self::SignatureExpired => 10,
-            Self::SignatureMalformed => 11,
-            Self::SignatureMismatch => 12,
-            Self::SignatureMissing => 13,
-            Self::TargetTooLong => 14,
-            Self::Timeout => 15,
-            Self::UnknownPath => 16,
-            Self::UpstreamTimeout => 17,
-            Self::UpstreamUnreachable => 18,
+            Self::QueueFull => 9,
+            Self::Replay => 10,
+            Self::SignatureExpired => 11,
+            Self::SignatureMalformed => 12,
+            Self::SignatureMismatch => 13,
+            Self::SignatureMissing => 14,
+            Self::Storage => 15,
+            Self::TargetTooLong => 16,
+            Self::Timeout => 17,
+            Self::UnknownPath => 18,
+            Self::UpstreamTimeout => 19,
+            Self::UpstreamUnreachable => 20,
         }
     }
 

@@ -26,7 +26,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
     task::JoinSet,
 };
@@ -76,6 +76,8 @@ pub trait Handler: 'static {
     fn close(&self);
     /// Counts and logs a request that was refused before it was one.
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>);
+    /// Resolves when what goes on after the last answer has ended.
+    fn finish(&self) -> impl Future<Output = ()>;
 }
 
 /// How far a process is with ending.
@@ -154,6 +156,38 @@ impl Listener {
         })
     }
 
+    /// Accepts whoever waits, asking the system itself: the runtime may not know of them yet.
+    fn accept_rest(self, mut welcome: impl FnMut(Accepted)) {
+        let mut next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
+            Self::Tcp(tcp) => {
+                let Ok(tcp) = tcp.into_std() else { return };
+                Box::new(move || {
+                    let (socket, peer) = tcp.accept()?;
+                    socket.set_nonblocking(true)?;
+                    let _ = socket.set_nodelay(true);
+                    let socket = TcpStream::from_std(socket)?;
+                    Ok((Stream::Tcp(socket), Some(peer.ip())))
+                })
+            }
+            Self::Unix(unix) => {
+                let Ok(unix) = unix.into_std() else { return };
+                Box::new(move || {
+                    let (socket, _) = unix.accept()?;
+                    socket.set_nonblocking(true)?;
+                    Ok((Stream::Unix(UnixStream::from_std(socket)?), None))
+                })
+            }
+        };
+        loop {
+            match next() {
+                Ok(accepted) => welcome(accepted),
+                // It hung up before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         match self {
             Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(tcp, peer)| {
@@ -210,6 +244,7 @@ pub async fn run<H: Handler>(
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.handler.finish().await;
             return Ok(());
         }
         tokio::select! {
@@ -225,10 +260,9 @@ pub async fn run<H: Handler>(
                 }
                 if orders.stage == Stage::Draining {
                     // Whoever is connected already is served.
-                    while let Some(Ok(accepted)) = accept_now(&listeners) {
-                        here.clone().welcome(accepted, &mut tasks);
+                    for listener in listeners.drain(..) {
+                        listener.accept_rest(|accepted| here.clone().welcome(accepted, &mut tasks));
                     }
-                    listeners.clear();
                     last_call = Some(tokio::time::Instant::now() + LAST_CALL);
                 }
             }
@@ -272,16 +306,6 @@ async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
         each.find(Poll::is_ready).unwrap_or(Poll::Pending)
     })
     .await
-}
-
-fn accept_now(listeners: &[Listener]) -> Option<io::Result<Accepted>> {
-    let mut cx = Context::from_waker(Waker::noop());
-    listeners
-        .iter()
-        .find_map(|listener| match listener.poll_accept(&mut cx) {
-            Poll::Ready(accepted) => Some(accepted),
-            Poll::Pending => None,
-        })
 }
 
 impl<H: Handler> Connections<H> {
@@ -447,5 +471,9 @@ impl Handler for Rc<Gate> {
 
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>) {
         self.shared().refused(rejection, peer, Instant::now());
+    }
+
+    async fn finish(&self) {
+        Gate::finish(self).await;
     }
 }

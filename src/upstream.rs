@@ -21,7 +21,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -51,6 +51,8 @@ const HELD_LIMIT: usize = 64 * 1024;
 /// A body up to this size is copied behind its head, so that both go out by send, which costs the
 /// system less than a vector of two; in bytes.
 const JOINED_LIMIT: usize = 8 * 1024;
+/// A body above this size goes out at once, while it is still in the processor's cache; in bytes.
+const GATHERED_LIMIT: usize = 64 * 1024;
 /// Room for a request with a small body, in bytes; the most that is kept of it, and how often.
 const REQUEST_ROOM: usize = 4 * 1024;
 const ROOM_LIMIT: usize = 2 * JOINED_LIMIT;
@@ -61,6 +63,11 @@ const IDLE_LIFE: Duration = Duration::from_secs(30);
 /// First and longest pause between two attempts to connect.
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
+
+/// When it is worth asking again for a place that another thread may free.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time to the next place by rate; a slow rate is asked again.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why an upstream gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,24 +168,49 @@ impl Upstream {
         let Some(rate) = self.rate else {
             return Some(permit);
         };
-        let burst = rate.per_second.max(1.0);
-        let mut bucket = self
-            .load
-            .bucket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let last = bucket.unwrap_or(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        let grown = now.saturating_duration_since(last.at).as_secs_f64() * rate.per_second;
-        let tokens = (last.tokens + grown).min(burst);
+        let mut bucket = self.load.bucket();
+        let tokens = rate.tokens(*bucket, now);
         let enough = tokens >= 1.0;
         *bucket = Some(Bucket {
             tokens: if enough { tokens - 1.0 } else { tokens },
             at: now,
         });
         enough.then_some(permit)
+    }
+
+    /// How many places there are, none of which is taken by asking; where there is none, after how
+    /// long it is worth asking again.
+    pub fn room(&self, now: Instant) -> Result<usize, Duration> {
+        let running = self.load.running.load(Ordering::Acquire);
+        let free = self.max_concurrency.saturating_sub(running);
+        if free == 0 {
+            return Err(BUSY_PAUSE);
+        }
+        let Some(rate) = self.rate else {
+            return Ok(free);
+        };
+        let tokens = rate.tokens(*self.load.bucket(), now);
+        if tokens < 1.0 {
+            let wait = Duration::try_from_secs_f64((1.0 - tokens) / rate.per_second);
+            return Err(wait.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE));
+        }
+        // One at a time is soon enough: whoever got one asks again.
+        Ok(1)
+    }
+}
+
+impl endpoint::Rate {
+    fn tokens(self, bucket: Option<Bucket>, now: Instant) -> f64 {
+        let burst = self.per_second.max(1.0);
+        let Some(last) = bucket else { return burst };
+        let grown = now.saturating_duration_since(last.at).as_secs_f64() * self.per_second;
+        (last.tokens + grown).min(burst)
+    }
+}
+
+impl Load {
+    fn bucket(&self) -> MutexGuard<'_, Option<Bucket>> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -279,6 +311,7 @@ impl Pool {
 
     /// Sends one request and reads its answer: whole if it is small, else its head.
     ///
+    /// `permit` is held until the answer has come, its body included.
     /// `keyed`: the event carries an idempotency key, so that an application can tell a second
     /// attempt from a second event.
     /// `patience` bounds how long a longer body may take.
@@ -288,6 +321,7 @@ impl Pool {
     /// connection.
     pub async fn send(
         self: &Rc<Self>,
+        permit: Permit,
         mut head: RequestHead,
         body: &[u8],
         keyed: bool,
@@ -296,7 +330,7 @@ impl Pool {
         let sent = self.exchange(&mut head, body, keyed).await;
         self.keep_room(head.into_room());
         let (connection, answer) = sent?;
-        self.receive(connection, answer, patience).await
+        self.receive(permit, connection, answer, patience).await
     }
 
     /// Sends one request, a second time where that is safe, and reads the head of its answer.
@@ -306,12 +340,14 @@ impl Pool {
         body: &[u8],
         keyed: bool,
     ) -> Result<(Connection, Head), UpstreamError> {
-        after_all_that_is_ready().await;
         let body = if body.len() <= JOINED_LIMIT {
             head.join(body)
         } else {
             body
         };
+        if body.len() <= GATHERED_LIMIT {
+            after_all_that_is_ready().await;
+        }
         let (mut connection, mut is_reused) = match self.reuse() {
             Some(connection) => (connection, true),
             None => (self.connect().await?, false),
@@ -363,6 +399,7 @@ impl Pool {
     /// Reads the body that belongs to a head, or leaves it to be passed on.
     async fn receive(
         self: &Rc<Self>,
+        permit: Permit,
         mut connection: Connection,
         head: Head,
         patience: Duration,
@@ -408,6 +445,7 @@ impl Pool {
                 connection,
                 rest,
                 deadline,
+                _permit: permit,
             })
         };
         Ok(Answer {
@@ -424,15 +462,22 @@ impl Connection {
     }
 
     /// Writes a request and reads the head of its answer, which may come before all is written.
+    ///
+    /// Then a refusal is taken at once, and nothing more is written; an acceptance counts only when
+    /// the whole request has gone out, because an event of which only the beginning was sent has not
+    /// been delivered.
     async fn exchange(&mut self, head: &[u8], body: &[u8]) -> Result<Head, Failure> {
-        let mut written = 0;
-        let mut writing = Writing::Going;
-        poll_fn(|cx| self.poll_exchange(cx, head, body, &mut written, &mut writing))
+        let mut going = Going {
+            written: 0,
+            writing: Writing::Going,
+            accepted: None,
+        };
+        poll_fn(|cx| self.poll_exchange(cx, head, body, &mut going))
             .await
             .map_err(|error| Failure {
                 error,
-                written,
-                answered: !self.buffer.is_empty(),
+                written: going.written,
+                answered: going.accepted.is_some() || !self.buffer.is_empty(),
             })
     }
 
@@ -441,23 +486,33 @@ impl Connection {
         cx: &mut Context<'_>,
         head: &[u8],
         body: &[u8],
-        written: &mut usize,
-        writing: &mut Writing,
+        going: &mut Going,
     ) -> Poll<Result<Head, UpstreamError>> {
-        if *writing == Writing::Going {
-            *writing = self.poll_write(cx, head, body, written);
+        if going.writing == Writing::Going {
+            going.writing = self.poll_write(cx, head, body, &mut going.written);
         }
         loop {
+            match (going.accepted.take(), going.writing) {
+                (Some(answer), Writing::Done) => return Poll::Ready(Ok(answer)),
+                (Some(_), Writing::Failed) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                (accepted, _) => going.accepted = accepted,
+            }
+            // What else it says is read meanwhile, so that neither side waits for the other.
+            if going.accepted.is_some() && self.buffer.len() >= HELD_LIMIT {
+                return Poll::Pending;
+            }
             match poll_fill(&mut self.stream, &mut self.buffer, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Ok(_)) if going.accepted.is_some() => continue,
                 Poll::Ready(Ok(_)) => {}
             }
             match take_head(&mut self.buffer) {
                 Ok(None) => {}
+                Ok(Some(answer)) if answer.status.is_success() => going.accepted = Some(answer),
                 Ok(Some(mut answer)) => {
                     // Half a request stays on this connection: nothing may follow it.
-                    answer.keeps_alive &= *writing == Writing::Done;
+                    answer.keeps_alive &= going.writing == Writing::Done;
                     return Poll::Ready(Ok(answer));
                 }
                 Err(Unintelligible) => return Poll::Ready(Err(UpstreamError::Unintelligible)),
@@ -514,6 +569,14 @@ async fn after_all_that_is_ready() {
         Poll::Pending
     })
     .await;
+}
+
+/// How far a request and its answer are.
+struct Going {
+    written: usize,
+    writing: Writing,
+    /// The head of a 2xx that came before the request was written.
+    accepted: Option<Head>,
 }
 
 /// How far the writing of a request is.

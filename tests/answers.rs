@@ -770,11 +770,16 @@ fn bytes_that_trickle_in_buy_no_time() {
     let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
     let daemon = Daemon::with("", &(limits.to_owned() + &endpoint)).start();
     let head = "POST /hook HTTP/1.1\r\nHost: a\r\nX-Long: ".to_owned();
+    let empty = "\r\n".to_owned();
     let body = format!(
         "POST /hook HTTP/1.1\r\nHost: a\r\nTinyTalk-Signature: {}\r\nContent-Length: 500000\r\n\r\n",
         "0".repeat(64)
     );
-    for (what, beginning) in [("head", head), ("body", body)] {
+    for (what, beginning, more) in [
+        ("head", head, "x"),
+        ("body", body, "x"),
+        ("empty lines", empty, "\r\n"),
+    ] {
         let mut sender = daemon.sender();
         sender.write(beginning.as_bytes());
         let mut writer = sender.writer();
@@ -784,7 +789,7 @@ fn bytes_that_trickle_in_buy_no_time() {
                 // Thirty times as many bytes as there is time for.
                 (0..1000).any(|_| {
                     thread::park_timeout(Duration::from_millis(10));
-                    is_over.load(Ordering::SeqCst) || writer.write_all(b"x").is_err()
+                    is_over.load(Ordering::SeqCst) || writer.write_all(more.as_bytes()).is_err()
                 })
             });
             let reply = sender.reply();

@@ -241,6 +241,10 @@ fn demo_shows_genuine_events_passing_and_forged_ones_stopped() {
         ),
         (1, 3)
     );
+    // Acknowledged while their application was down, delivered when it was back.
+    assert_eq!(shown.matches("200 queued").count(), 3, "{shown}");
+    let (_, back) = shown.split_once("It is back:").unwrap();
+    assert_eq!(back.matches("application got ").count(), 3, "{shown}");
 }
 
 #[test]
@@ -277,7 +281,7 @@ fn flags_alone_are_enough_to_serve() {
     );
     assert_eq!(queue.status.code(), Some(2));
     assert!(
-        err(&queue).contains("--mode: endpoints.default.mode: not available in this version"),
+        err(&queue).contains("--mode: endpoints.default.mode: expected data_dir with it"),
         "{}",
         err(&queue)
     );
@@ -574,9 +578,6 @@ fn what_this_version_does_not_have_is_refused_only_where_it_is_switched_on() {
         (output.status.code(), err(&output))
     };
     for config in [
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("mode = \"queue\""),
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("fallback = \"queue\""),
-        "data_dir = \"/tmp\"\n".to_owned() + &endpoint("quarantine = \"1MiB\""),
         "[server]\ntls = { cert = \"/a\", key = \"/b\" }\n".to_owned() + &endpoint(""),
         "[admin]\ntoken = { file = \"/a\" }\n".to_owned() + &endpoint(""),
     ] {
@@ -632,6 +633,7 @@ fn every_command_has_help_and_fails_on_what_it_does_not_know() {
         "schema",
         "completions",
         "healthcheck",
+        "queue",
     ] {
         let help = hookward(&[command, "--help"], &[], b"");
         assert_eq!(help.status.code(), Some(0), "{command}");

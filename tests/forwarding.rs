@@ -387,6 +387,70 @@ fn an_answer_that_comes_before_the_body_was_read_is_relayed() {
 }
 
 #[test]
+fn an_acceptance_that_comes_before_the_body_was_read_is_no_delivery() {
+    let early = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n".to_vec();
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::AnswerEarly(early)]);
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "deadline = \"1s\"");
+    let limits = "[limits]\nmax_body = \"16MiB\"\n".to_owned();
+    let daemon = Daemon::with("", &(limits + &endpoint)).start();
+    let body = vec![b'x'; 12 << 20];
+    let mut sender = daemon.sender();
+    let reply = sender.send(&event("k", &body, ""));
+    assert_eq!(
+        (reply.status, reply.reason().as_str()),
+        (504, "upstream_timeout")
+    );
+    // It was not delivered: the retry is no duplicate.
+    let reply = sender.send(&event("k", &body, ""));
+    assert_eq!((reply.status, reply.outcome()), (200, "forwarded"));
+    upstream.next_message();
+    assert_eq!(upstream.next_message().body, body);
+}
+
+#[test]
+fn a_body_that_stands_in_for_a_key_makes_no_second_attempt_safe() {
+    let upstream = Upstream::new(Act::status(200));
+    let body_is_key = "[endpoints.crm.dedup]\nmissing_key = \"body\"";
+    let daemon = relay(&upstream, body_is_key);
+    let mut sender = daemon.sender();
+    assert_eq!(sender.send(&event("1", b"{}", "")).status, 200);
+    upstream.then([Act::Close]);
+    // It was written whole on a kept connection, and carries no key to know a second one by.
+    let reply = sender.send(&event("", BODY.as_bytes(), ""));
+    assert_eq!(
+        (reply.status, reply.reason().as_str()),
+        (502, "upstream_unreachable")
+    );
+    assert_eq!(upstream.count(), 2);
+    let reply = sender.send(&event("", BODY.as_bytes(), ""));
+    assert_eq!(reply.outcome(), "forwarded");
+}
+
+#[test]
+fn a_long_answer_keeps_its_place_at_the_upstream_to_its_end() {
+    let body = vec![b'x'; 200_000];
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let (first, second) = body.split_at(100_000);
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::Parts(
+        [head.as_bytes(), first].concat(),
+        second.to_vec(),
+    )]);
+    let one = "[endpoints.crm.upstream_options]\nmax_concurrency = 1";
+    let daemon = relay(&upstream, one);
+    let mut sender = daemon.sender();
+    sender.write(&event("1", BODY.as_bytes(), ""));
+    sender.read_until(b"xxx");
+    let shed = daemon.sender().send(&event("2", b"{}", ""));
+    assert_eq!((shed.status, shed.reason().as_str()), (503, "overloaded"));
+    upstream.release();
+    assert_eq!(sender.reply().body, body);
+    let next = daemon.sender().send(&event("2", b"{}", ""));
+    assert_eq!(next.status, 200);
+}
+
+#[test]
 fn a_unix_socket_is_an_upstream_too() {
     let directory = std::env::temp_dir().join(format!("hookward-unix-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();

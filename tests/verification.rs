@@ -364,7 +364,6 @@ fn a_secret_that_is_empty_or_not_there_stops_the_start() {
 fn a_signature_that_is_not_quite_one_is_unreadable() {
     let upstream = Upstream::new(Act::status(200));
     let daemon = Daemon::relay(&upstream.url(), "").start();
-    let mut sender = daemon.sender();
     let hex = sign(SECRET, BODY.as_bytes());
     let tag = hex::decode(&hex).unwrap();
     let engine = base64::engine::general_purpose::STANDARD;
@@ -391,7 +390,7 @@ fn a_signature_that_is_not_quite_one_is_unreadable() {
         "\u{e9}".repeat(32),
     ] {
         let reply = post(
-            &mut sender,
+            &mut daemon.sender(),
             &format!("TinyTalk-Signature: {bad}\r\n"),
             BODY.as_bytes(),
         );
@@ -402,6 +401,7 @@ fn a_signature_that_is_not_quite_one_is_unreadable() {
         );
     }
     assert_eq!(upstream.count(), 0);
+    let mut sender = daemon.sender();
     for good in [
         format!("  {hex}\t "),
         format!("sha256={}", hex.to_uppercase()),

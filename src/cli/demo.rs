@@ -1,5 +1,7 @@
 //! `demo`: everything on loopback, so that a newcomer sees what a gate does.
 
+mod outage;
+
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -11,6 +13,7 @@ use std::{
 use clap::Args;
 use http::Uri;
 
+use self::outage::Outage;
 use super::{Failure, Outcome, print, sample};
 use crate::{
     app::{App, MainThread},
@@ -40,15 +43,21 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: DemoArgs) -> Outcome {
-    let (application, delivered) = application()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let application = listener.local_addr()?;
+    let delivered = application_at(listener);
+    let outage = Outage::new()?;
     let sources = Sources {
-        env: vec![
+        env: [
             (VARIABLE.to_owned(), SECRET.to_owned()),
             (
                 "HOOKWARD_ADMIN__LISTEN".to_owned(),
                 "[\"127.0.0.1:0\"]".to_owned(),
             ),
-        ],
+        ]
+        .into_iter()
+        .chain(outage.variables())
+        .collect(),
         flags: Flags {
             upstream: Some(format!("http://{application}/hooks")),
             secret_env: Some(VARIABLE.to_owned()),
@@ -75,7 +84,7 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
         url: url.parse().map_err(io::Error::other)?,
         delivered,
     };
-    let is_as_it_should_be = show.everything()?;
+    let is_as_it_should_be = show.everything()? && outage.show(&gate)?;
     if !is_as_it_should_be {
         return Err(Failure::Failed(
             "the gate did not behave as it should".to_owned(),
@@ -94,9 +103,7 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
 }
 
 /// The sample application: it takes whatever comes and says what it got.
-fn application() -> io::Result<(std::net::SocketAddr, Receiver<String>)> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
+fn application_at(listener: TcpListener) -> Receiver<String> {
     let (deliveries, delivered) = sync_channel(BACKLOG);
     // Ends with the process.
     thread::spawn(move || {
@@ -105,7 +112,7 @@ fn application() -> io::Result<(std::net::SocketAddr, Receiver<String>)> {
             thread::spawn(move || serve(stream, &deliveries));
         }
     });
-    Ok((address, delivered))
+    delivered
 }
 
 /// Answers the requests of one connection until it ends.

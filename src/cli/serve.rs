@@ -17,9 +17,11 @@ pub(super) fn run(sources: Sources) -> Outcome {
         tracing::warn!(warning, "configuration");
     }
     let app = App::start(config, sources).map_err(|error| match error {
-        AppError::Start(..) | AppError::Hurried | AppError::ThreadEnded => {
-            Failure::Failed(error.to_string())
-        }
+        AppError::Broken(_)
+        | AppError::Hurried
+        | AppError::Queue(_)
+        | AppError::Start(..)
+        | AppError::ThreadEnded => Failure::Failed(error.to_string()),
         AppError::Upstream(fault) => Failure::Usage(vec![fault]),
     })?;
     app.run(main, Some(log))

@@ -1,6 +1,7 @@
 //! Every key, its default and its bounds: the merged document becomes a [`Config`].
 
 mod endpoint;
+mod queueing;
 
 use std::{
     cell::RefCell,
@@ -115,6 +116,7 @@ fn read_root(
         now,
         limits,
         dedup,
+        has_data_dir: data_dir.is_some(),
         warnings: Vec::new(),
         watched: BTreeSet::new(),
     };

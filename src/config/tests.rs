@@ -175,9 +175,6 @@ fn all_faults_are_told_at_once_with_place_and_remedy() {
 #[test]
 fn what_does_not_exist_yet_is_refused_only_where_it_is_switched_on() {
     for (name, text) in [
-        ("mode", endpoint("mode = \"queue\"")),
-        ("fallback", endpoint("fallback = \"queue\"")),
-        ("quarantine", endpoint("quarantine = \"1MiB\"")),
         (
             "tls",
             endpoint("[server]\ntls = { cert = \"a\", key = \"b\" }"),
@@ -196,6 +193,109 @@ fn what_does_not_exist_yet_is_refused_only_where_it_is_switched_on() {
         &format!("data_dir = \"/var/lib/x\"\n{}", endpoint("")),
     );
     assert!(dir.data_dir.is_some());
+}
+
+#[test]
+fn what_is_kept_on_disk_needs_a_place_there() {
+    for (name, more) in [
+        ("mode", "mode = \"queue\""),
+        ("fallback", "fallback = \"queue\""),
+        ("quarantine", "quarantine = \"1MiB\""),
+    ] {
+        let told = fault(name, &endpoint(more));
+        assert!(
+            told.contains(&format!("endpoints.crm.{name}: expected data_dir with it")),
+            "{told}"
+        );
+        good(
+            name,
+            &format!("data_dir = \"/var/lib/x\"\n{}", endpoint(more)),
+        );
+    }
+}
+
+#[test]
+fn a_queues_keys_are_read_and_held_to_each_other() {
+    let text = format!(
+        "data_dir = \"/var/lib/x\"\n{}",
+        endpoint(
+            "mode = \"queue\"\n[endpoints.crm.queue]\nordering = \"/payload/conversationId\"\n\
+             retry = [\"100ms\", \"2s\"]\npermanent_statuses = [404]\nattempt_timeout = \"3s\"\n\
+             max_pending_bytes = \"2MiB\"\nkeep_dead = \"1h\""
+        )
+    );
+    let config = good("queue", &text);
+    let endpoint_of = |config: &Config| config.endpoints.iter().next().unwrap().clone();
+    let crm = endpoint_of(&config);
+    assert_eq!(crm.mode, crate::endpoint::Mode::Queue);
+    let queue = &crm.queueing;
+    assert_eq!(
+        queue.ordering,
+        crate::endpoint::Ordering::Pointer("/payload/conversationId".to_owned())
+    );
+    assert_eq!(
+        queue.retry,
+        [Duration::from_millis(100), Duration::from_secs(2)]
+    );
+    assert_eq!(queue.permanent_statuses, [http::StatusCode::NOT_FOUND]);
+    assert_eq!(queue.attempt_timeout, Duration::from_secs(3));
+    assert_eq!(
+        (queue.max_pending_bytes, queue.max_stored_bytes),
+        (2 << 20, 4 << 30)
+    );
+    let default = endpoint_of(&good("default", &endpoint("")));
+    assert_eq!(
+        default.mode,
+        crate::endpoint::Mode::Relay { fallback: None }
+    );
+    let days: Duration = default.queueing.retry.iter().sum();
+    assert_eq!(default.queueing.retry.len(), 12);
+    assert!((2..=4).contains(&(days.as_secs() / 86_400)), "{days:?}");
+
+    for (name, more, part) in [
+        (
+            "both",
+            "mode = \"queue\"\nfallback = \"queue\"",
+            "only with mode",
+        ),
+        (
+            "unverified",
+            "mode = \"queue\"\nenforce = false\nenforce_from = \"2030-01-01T00:00:00Z\"",
+            "only what is verified is kept",
+        ),
+        (
+            "late",
+            "fallback = \"queue\"\nfallback_after = \"30s\"",
+            "expected less than deadline",
+        ),
+        (
+            "small",
+            "mode = \"queue\"\nqueue = { max_pending_bytes = \"1KiB\" }",
+            "no larger event could ever be accepted",
+        ),
+        (
+            "stored",
+            "queue = { max_stored_bytes = \"1MiB\" }",
+            "at least max_pending_bytes",
+        ),
+        ("order", "queue = { ordering = \"fifo\" }", "a JSON pointer"),
+        (
+            "retry",
+            "queue = { retry = [\"soon\"] }",
+            "a list of at most 100",
+        ),
+        (
+            "status",
+            "queue = { permanent_statuses = [200] }",
+            "statuses from 300 to 599",
+        ),
+    ] {
+        let told = fault(
+            name,
+            &format!("data_dir = \"/var/lib/x\"\n{}", endpoint(more)),
+        );
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
 }
 
 #[test]

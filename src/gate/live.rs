@@ -12,12 +12,14 @@ use ipnet::IpNet;
 
 use super::Lanes;
 use crate::{
+    attempt::{Ended, Verdict},
     body::Budget,
     dedup::Table,
     endpoint::{Endpoint, Endpoints},
     limits::Limits,
     log::Sampler,
     metrics::{EndpointMetrics, Metrics},
+    queue::{self, Lease, Queue, Settled},
     rejection::{Fault, Rejection},
     upstream::{Pool, Upstream},
 };
@@ -31,6 +33,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Which events were seen.
     pub table: Arc<Table>,
+    /// What is on disk, where there is a place for it.
+    pub queue: Option<Queue>,
     /// Whether each answer is worth a log line.
     pub access_log: AtomicBool,
     /// Keeps a flood of refusals from flooding the log.
@@ -96,15 +100,20 @@ pub struct Live {
     pub limits: Limits,
     /// Peers whose `X-Forwarded-*` are kept.
     pub trusted_proxies: Vec<IpNet>,
-    pub(super) lanes: Vec<Lane>,
+    lanes: Vec<Arc<Lane>>,
 }
 
 /// One endpoint with what it needs at run time.
 #[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) metrics: Arc<EndpointMetrics>,
+pub struct Lane {
+    /// What is configured.
+    pub endpoint: Arc<Endpoint>,
+    /// The application behind it, and how busy that is.
+    pub upstream: Arc<Upstream>,
+    /// What is counted.
+    pub metrics: Arc<EndpointMetrics>,
+    /// Its part of what is on disk, where there is a place for it.
+    pub queue: Option<queue::Endpoint>,
 }
 
 impl Live {
@@ -117,20 +126,23 @@ impl Live {
         endpoints: Endpoints,
         limits: Limits,
         trusted_proxies: Vec<IpNet>,
-        metrics: &Arc<Metrics>,
+        shared: &Shared,
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let lane = |endpoint: &Arc<Endpoint>| {
             let name = &endpoint.name;
-            let same = |lane: &&Lane| lane.endpoint.name == *name;
+            let same = |lane: &&Arc<Lane>| lane.endpoint.name == *name;
             let before = before.and_then(|live| live.lanes.iter().find(same));
             let upstream = Upstream::new(&endpoint.upstream, before.map(|lane| &*lane.upstream))
                 .map_err(|fault| format!("endpoints.{name}.{fault}"))?;
-            Ok(Lane {
+            let limits = queue_limits(endpoint);
+            let queue = shared.queue.as_ref();
+            Ok(Arc::new(Lane {
                 endpoint: endpoint.clone(),
                 upstream: Arc::new(upstream),
-                metrics: Arc::new(metrics.endpoint(endpoint)),
-            })
+                metrics: Arc::new(shared.metrics.endpoint(endpoint)),
+                queue: queue.map(|queue| queue.endpoint(name, Some(limits))),
+            }))
         };
         let lanes = endpoints.iter().map(lane).collect::<Result<_, String>>()?;
         Ok(Self {
@@ -140,11 +152,66 @@ impl Live {
             lanes,
         })
     }
+
+    /// Every endpoint with what it needs, in the order of their numbers.
+    pub fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
+    }
+}
+
+impl Lane {
+    /// What is put on disk about an attempt that ended; it is counted and logged here.
+    pub fn judge(&self, lease: &Lease, ended: Ended) -> Settled {
+        let (endpoint, deliveries) = (&*self.endpoint, &self.metrics.deliveries);
+        let (name, event_id, attempt) = (&endpoint.name, lease.id(), lease.attempt());
+        let status = ended.status().map(|status| status.as_u16());
+        match ended.verdict(attempt, &endpoint.queueing, rand::random()) {
+            Verdict::Delivered => {
+                deliveries.delivered.inc();
+                tracing::debug!(endpoint = %name, %event_id, attempt, status, "delivered");
+                let status = status.unwrap_or_default();
+                Settled::Delivered { status }
+            }
+            Verdict::Dead => {
+                deliveries.dead.inc();
+                let error = ended.to_string();
+                tracing::warn!(
+                    endpoint = %name, %event_id, attempt, status, error, "event is a dead letter"
+                );
+                Settled::Dead { status, error }
+            }
+            Verdict::Retry(after) => {
+                deliveries.retry.inc();
+                let (error, again_seconds) = (ended.to_string(), after.as_secs_f64());
+                tracing::info!(
+                    endpoint = %name, %event_id, attempt, status, error, again_seconds,
+                    "delivery failed"
+                );
+                Settled::Retry {
+                    after,
+                    status,
+                    error,
+                }
+            }
+        }
+    }
+}
+
+/// What an endpoint may hold on disk.
+pub(crate) fn queue_limits(endpoint: &Endpoint) -> queue::Limits {
+    let queueing = &endpoint.queueing;
+    queue::Limits {
+        pending_bytes: queueing.max_pending_bytes,
+        stored_bytes: queueing.max_stored_bytes,
+        keep_delivered: queueing.keep_delivered,
+        keep_dead: queueing.keep_dead,
+        quarantine_bytes: endpoint.quarantine,
+    }
 }
 
 impl Lanes {
     pub(super) fn new(live: Arc<Live>) -> Self {
-        let pool = |lane: &Lane| Rc::new(Pool::new(lane.upstream.clone()));
+        let pool = |lane: &Arc<Lane>| Rc::new(Pool::new(lane.upstream.clone()));
         Self {
             pools: live.lanes.iter().map(pool).collect(),
             live,
@@ -152,7 +219,7 @@ impl Lanes {
     }
 
     /// The lane at a path, this thread's pool for it, and what of the path lies beyond a prefix.
-    pub(super) fn find<'p>(&self, path: &'p str) -> Option<(&Lane, &Rc<Pool>, &'p str)> {
+    pub(super) fn find<'p>(&self, path: &'p str) -> Option<(&Arc<Lane>, &Rc<Pool>, &'p str)> {
         let (number, _, remainder) = self.live.endpoints.find(path)?;
         Some((
             self.live.lanes.get(number)?,

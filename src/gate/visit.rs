@@ -8,6 +8,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use rand::Rng as _;
+use uuid::Uuid;
 
 use super::{
     ACKNOWLEDGED, Cause,
@@ -77,6 +78,10 @@ impl Visit {
     /// The event id: a UUIDv7 (RFC 9562 §5.7) in lower case.
     pub(super) fn id(&self) -> &str {
         str::from_utf8(&self.id).unwrap_or_default()
+    }
+
+    pub(super) fn uuid(&self) -> Uuid {
+        Uuid::try_parse_ascii(&self.id).unwrap_or_default()
     }
 
     pub(super) fn enter(&mut self, lane: &Lane) {

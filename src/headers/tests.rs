@@ -138,6 +138,18 @@ fn a_second_attempt_says_so() {
 }
 
 #[test]
+fn attempts_go_on_counting_where_earlier_requests_ended() {
+    let mut head = request_head(Vec::new(), &HeaderMap::new(), &plain(), |_| false);
+    head.count_from(9);
+    head.join(b"body");
+    for (sent, number) in [(1, "9"), (2, "10"), (1, "9")] {
+        let text = String::from_utf8(head.for_attempt(sent).to_vec()).unwrap();
+        assert_eq!(values(&text, "hookward-attempt"), [number]);
+        assert!(text.ends_with("\r\n\r\nbody"), "{text}");
+    }
+}
+
+#[test]
 fn configured_headers_replace_the_senders() {
     let extra = [(
         header::AUTHORIZATION,

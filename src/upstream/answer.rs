@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncReadExt as _;
 
-use super::Connection;
+use super::{Connection, Permit};
 use crate::{
     framing::{Chunks, Piece, place_of},
     stream::Stream,
@@ -193,6 +193,8 @@ pub(super) struct Passing {
     pub(super) connection: Connection,
     pub(super) rest: Rest,
     pub(super) deadline: Pin<Box<tokio::time::Sleep>>,
+    /// The upstream is busy with this request until its answer is over.
+    pub(super) _permit: Permit,
 }
 
 impl AnswerBody {

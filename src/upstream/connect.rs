@@ -91,7 +91,7 @@ impl TlsFault {
     /// The fault behind a failed connect, if TLS was it.
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "the library's other errors are all about the protocol, and may become more"
+        reason = "a foreign enum that grows: what is not named here is one thing to an operator"
     )]
     pub(super) fn of(error: &io::Error) -> Option<Self> {
         use rustls::{CertificateError as Bad, Error};

@@ -49,6 +49,9 @@ pub(crate) struct Daemon {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) dir: Dir,
+    /// What it was started with.
+    config: String,
+    env: Vec<(String, String)>,
     log: Arc<(Mutex<String>, Condvar)>,
 }
 
@@ -80,6 +83,24 @@ impl Setup {
     /// Hands a listening socket over, in place of what the configuration says.
     pub(crate) fn pass(mut self, listener: TcpListener) -> Self {
         self.passed = Some(listener);
+        self
+    }
+
+    /// Gives it a place on disk.
+    pub(crate) fn on_disk(self) -> Self {
+        let place = self.data_dir().display().to_string();
+        self.env("HOOKWARD_DATA_DIR", &place)
+    }
+
+    /// The place on disk.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.0.join("data")
+    }
+
+    /// The same, with some of its configuration's text replaced.
+    pub(crate) fn replace(mut self, from: &str, to: &str) -> Self {
+        assert!(self.config.contains(from), "{}", self.config);
+        self.config = self.config.replace(from, to);
         self
     }
 
@@ -147,6 +168,8 @@ impl Setup {
             public: unknown,
             admin: unknown,
             dir: self.dir,
+            config: self.config,
+            env: self.env,
             log,
         };
         daemon.wait_for_log(logged);
@@ -164,7 +187,7 @@ impl Setup {
     }
 
     /// Starts it where it must not start: its exit code and what it said.
-    pub(crate) fn refuse(self) -> (i32, String) {
+    pub(crate) fn refuse(&self) -> (i32, String) {
         let mut child = self.command().spawn().unwrap();
         let pipe = child.stderr.take().unwrap();
         let said = thread::spawn(move || std::io::read_to_string(pipe).unwrap());
@@ -183,6 +206,11 @@ impl Daemon {
     /// One relay endpoint named `crm` at `/hook`; `more` goes into its table.
     pub(crate) fn relay(upstream: &str, more: &str) -> Setup {
         Self::with("", &Self::endpoint("crm", "/hook", upstream, more))
+    }
+
+    /// The same endpoint in queue mode, with a place on disk; `more` goes into its table.
+    pub(crate) fn queue(upstream: &str, more: &str) -> Setup {
+        Self::relay(upstream, &format!("mode = \"queue\"\n{more}")).on_disk()
     }
 
     /// The table of an endpoint.
@@ -229,6 +257,30 @@ impl Daemon {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Ends it with a signal, waits for that, and gives back what it was started with: the same
+    /// configuration, the same directory.
+    pub(crate) fn end(mut self, signal: Signal) -> Setup {
+        self.signal(signal);
+        self.wait();
+        self.end_of_it()
+    }
+
+    /// The same where it has ended.
+    pub(crate) fn end_of_it(mut self) -> Setup {
+        Setup {
+            config: std::mem::take(&mut self.config),
+            flags: None,
+            passed: None,
+            env: std::mem::take(&mut self.env),
+            dir: std::mem::replace(&mut self.dir, Dir::new()),
+        }
+    }
+
+    /// The place on disk.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.0.join("data")
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

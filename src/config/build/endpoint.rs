@@ -13,10 +13,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{DAY, MS, NOT_AVAILABLE, as_moment, read_dedup};
+use super::{DAY, MS, as_moment, queueing::on_disk, read_dedup};
 use crate::{
     config::document::remedy,
-    config::table::{Kind, Table, as_duration, as_text, write_duration},
+    config::table::{Kind, Table, as_text},
     endpoint::{
         Dedup, Endpoint, EndpointName, Enforcement, EventFilter, PathPattern, Rate, TlsMaterial,
         Transport, Upstream,
@@ -38,6 +38,7 @@ pub(super) struct Reader<'e> {
     pub(super) now: SystemTime,
     pub(super) limits: Limits,
     pub(super) dedup: Dedup,
+    pub(super) has_data_dir: bool,
     pub(super) warnings: Vec<String>,
     pub(super) watched: BTreeSet<PathBuf>,
 }
@@ -75,7 +76,6 @@ impl Reader<'_> {
             self.warnings
                 .push(format!("{place}: senders give up after 30s"));
         }
-        relaying(table);
         let reject_status = reject_status(table);
         let enforcement = enforcement(table);
         let mut own = table.table("dedup");
@@ -86,7 +86,8 @@ impl Reader<'_> {
             self.limits.max_body,
             1..=self.limits.max_buffered,
         );
-        queue(table);
+        let on_disk = on_disk(table, self.has_data_dir, deadline, max_body, enforcement);
+        let on_disk = on_disk?;
         Some(Endpoint {
             name: parsed_name.ok()?,
             path: path?,
@@ -102,6 +103,9 @@ impl Reader<'_> {
             enforcement: enforcement?,
             max_body,
             dedup: dedup?,
+            mode: on_disk.mode,
+            queueing: on_disk.queueing,
+            quarantine: on_disk.quarantine,
         })
     }
 
@@ -495,22 +499,6 @@ fn events(table: &mut Table) -> EventFilter {
     }
 }
 
-/// The keys that say relay or queue.
-fn relaying(table: &mut Table) {
-    let modes = [("relay", true), ("queue", false)];
-    if table.choice("mode", "relay", &modes) == Some(false) {
-        table.fault("mode", NOT_AVAILABLE);
-    }
-    if table.choice("fallback", "none", &[("none", true), ("queue", false)]) == Some(false) {
-        table.fault("fallback", NOT_AVAILABLE);
-    }
-    let hour = Duration::from_hours(1);
-    table.duration("fallback_after", Duration::from_secs(10), 10 * MS..=hour);
-    if table.size("quarantine", 0, 0..=1 << 40) > 0 {
-        table.fault("quarantine", NOT_AVAILABLE);
-    }
-}
-
 fn reject_status(table: &mut Table) -> Option<StatusCode> {
     let status = table.number("reject_status", 401, 400..=499);
     if matches!(status, 408 | 410 | 429) {
@@ -552,60 +540,6 @@ fn enforcement(table: &mut Table) -> Option<Enforcement> {
         }
         (_, None) => None,
     }
-}
-
-/// The queue's keys: they are read and checked, though nothing queues yet.
-fn queue(table: &mut Table) {
-    let mut queue = table.table("queue");
-    let ordering = "none, endpoint or a JSON pointer such as /payload/conversationId";
-    let read = |value: &Value| {
-        as_text(value).filter(|t| matches!(t.as_str(), "none" | "endpoint") || t.starts_with('/'))
-    };
-    let ordering = queue.read("ordering", Kind::Text, ordering, read);
-    queue.show("ordering", ordering.unwrap_or_else(|| "none".to_owned()));
-    let retry = queue.read(
-        "retry",
-        Kind::Durations,
-        "a list of durations such as [\"1s\", \"5m\"]",
-        |value| {
-            value
-                .as_array()?
-                .iter()
-                .map(as_duration)
-                .collect::<Option<Vec<_>>>()
-        },
-    );
-    let default = [
-        1, 5, 30, 120, 600, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 86_400,
-    ];
-    let retry = retry.unwrap_or_else(|| default.map(Duration::from_secs).to_vec());
-    queue.show(
-        "retry",
-        retry.into_iter().map(write_duration).collect::<Vec<_>>(),
-    );
-    let statuses = "a list of statuses from 400 to 599";
-    let permanent = queue.read("permanent_statuses", Kind::Numbers, statuses, |value| {
-        let status = |v: &Value| v.as_u64().filter(|status| (400..=599).contains(status));
-        value
-            .as_array()?
-            .iter()
-            .map(status)
-            .collect::<Option<Vec<_>>>()
-    });
-    queue.show(
-        "permanent_statuses",
-        permanent.unwrap_or_else(|| vec![400, 410, 413, 415, 422]),
-    );
-    queue.duration(
-        "attempt_timeout",
-        Duration::from_secs(30),
-        10 * MS..=Duration::from_hours(1),
-    );
-    queue.size("max_pending_bytes", 1 << 30, 1..=1 << 50);
-    queue.size("max_stored_bytes", 4 << 30, 1..=1 << 50);
-    queue.duration("keep_delivered", DAY, Duration::ZERO..=365 * DAY);
-    queue.duration("keep_dead", 30 * DAY, Duration::ZERO..=3650 * DAY);
-    table.close("queue", queue);
 }
 
 fn scheme(table: &mut Table) -> Option<Scheme> {

@@ -1,0 +1,223 @@
+//! An operator's orders about what is on disk, and what comes of them.
+//!
+//! Owns the orders, how each is carried out, and the JSON that answers it; the same whether a
+//! running instance does it, asked through a socket in its directory, or the command line itself on
+//! a stopped one. It leaves what is kept to the queue, and how it is shown to the command line.
+
+mod reverify;
+pub mod socket;
+mod view;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    dedup::Table,
+    endpoint::{EndpointName, Endpoints},
+    queue::{self, Cursor, Queue, State},
+};
+
+/// Most events in one part of a listing.
+pub const PAGE_LIMIT: usize = 500;
+
+/// What is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// A consistent copy, written to this file, which must not exist.
+    Backup {
+        /// An absolute path.
+        to: PathBuf,
+    },
+    /// Events go, and their keys with them.
+    Drop {
+        /// Which.
+        which: Which,
+        /// Their keys stay taken.
+        keep_key: bool,
+    },
+    /// A part of a listing.
+    List {
+        /// Which.
+        filter: Filter,
+        /// Where it goes on; 0: from the first.
+        from: i64,
+        /// At most so many, and at most [`PAGE_LIMIT`].
+        limit: usize,
+    },
+    /// An endpoint accepts and holds, or goes on.
+    Pause {
+        /// Which endpoint.
+        endpoint: String,
+        /// Holds.
+        paused: bool,
+    },
+    /// Events become due again.
+    Replay {
+        /// Which.
+        which: Which,
+    },
+    /// Quarantined requests that match the secrets of today become events.
+    Reverify {
+        /// Whose.
+        endpoint: String,
+    },
+    /// One event.
+    Show {
+        /// Which.
+        event_id: String,
+        /// With its headers and body.
+        with_record: bool,
+    },
+    /// What each endpoint holds.
+    Stats,
+}
+
+/// Which events; what is absent excludes none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    /// Of this endpoint.
+    pub endpoint: Option<String>,
+    /// Of this type.
+    pub event_type: Option<String>,
+    /// In this state.
+    pub state: Option<String>,
+    /// Taken in at least so long ago.
+    pub older_than: Option<Duration>,
+    /// Taken in at most so long ago.
+    pub newer_than: Option<Duration>,
+    /// Whose last error holds this text.
+    pub error: Option<String>,
+}
+
+/// Which events an order is for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// Those a filter lets through.
+    Filter(Filter),
+    /// These.
+    Ids(Vec<String>),
+}
+
+/// Who carries orders out.
+pub struct Control {
+    queue: Queue,
+    table: Arc<Table>,
+}
+
+impl Control {
+    /// Works on a queue; `table` is the one that knows its keys too.
+    pub fn new(queue: Queue, table: Arc<Table>) -> Self {
+        Self { queue, table }
+    }
+
+    /// Carries one order out, under these endpoints' configuration.
+    ///
+    /// # Errors
+    /// One line: what, and what to do.
+    pub async fn carry_out(&self, order: Order, endpoints: &Endpoints) -> Result<Value, String> {
+        let said = |error: queue::OperateError| error.to_string();
+        match order {
+            Order::Backup { to } => {
+                let shown = to.display().to_string();
+                self.queue.backup(to).await.map_err(said)?;
+                Ok(json!({"backup": shown}))
+            }
+            Order::Drop { which, keep_key } => {
+                let selection = which.selection()?;
+                let dropped = self.queue.drop_events(&selection, keep_key).await;
+                if !keep_key {
+                    // The store has freed keys that the table still knows; it can be asked again.
+                    self.table.clear();
+                }
+                Ok(json!({"dropped": dropped.map_err(said)?}))
+            }
+            Order::List {
+                filter,
+                from,
+                limit,
+            } => {
+                let limit = limit.min(PAGE_LIMIT);
+                let filter = filter.checked()?;
+                let page = self.queue.list(&filter, Cursor(from), limit);
+                let page = page.await.map_err(said)?;
+                let events: Vec<Value> = page.events.iter().map(view::summary).collect();
+                Ok(json!({"events": events, "next": page.next.map(|cursor| cursor.0)}))
+            }
+            Order::Pause { endpoint, paused } => {
+                let name = name(&endpoint)?;
+                self.queue.pause(&name, paused).await.map_err(said)?;
+                Ok(json!({"endpoint": endpoint, "paused": paused}))
+            }
+            Order::Replay { which } => {
+                let selection = which.selection()?;
+                let replayed = self.queue.replay(&selection).await.map_err(said)?;
+                Ok(json!({"replayed": replayed}))
+            }
+            Order::Reverify { endpoint } => {
+                let name = name(&endpoint)?;
+                let found = endpoints.iter().find(|e| e.name == name);
+                let found =
+                    found.ok_or_else(|| format!("{endpoint}: no such endpoint is configured"))?;
+                reverify::reverify(&self.queue, &self.table, found).await
+            }
+            Order::Show {
+                event_id,
+                with_record,
+            } => {
+                let shown = self.queue.show(id(&event_id)?, with_record).await;
+                let detail = shown.map_err(said)?;
+                let detail = detail.ok_or_else(|| format!("{event_id}: no such event"))?;
+                Ok(view::detail(&detail))
+            }
+            Order::Stats => {
+                let stats = self.queue.stats().await.map_err(said)?;
+                Ok(stats.iter().map(view::stats).collect())
+            }
+        }
+    }
+}
+
+fn name(text: &str) -> Result<EndpointName, String> {
+    EndpointName::new(text).map_err(|expected| format!("endpoint: expected {expected}"))
+}
+
+fn id(text: &str) -> Result<Uuid, String> {
+    let parsed = Uuid::try_parse(text);
+    parsed.map_err(|_| "event id: expected one such as queue list shows".to_owned())
+}
+
+impl Filter {
+    fn checked(self) -> Result<queue::Filter, String> {
+        let state = |text: &String| {
+            let states = [State::Dead, State::Delivered, State::Leased, State::Pending];
+            let found = states.into_iter().find(|state| state.label() == *text);
+            found.ok_or_else(|| "state: expected pending, leased, delivered or dead".to_owned())
+        };
+        Ok(queue::Filter {
+            endpoint: self.endpoint.as_deref().map(name).transpose()?,
+            event_type: self.event_type,
+            state: self.state.as_ref().map(state).transpose()?,
+            older_than: self.older_than,
+            newer_than: self.newer_than,
+            error: self.error,
+        })
+    }
+}
+
+impl Which {
+    fn selection(self) -> Result<queue::Selection, String> {
+        match self {
+            Self::Filter(filter) => Ok(queue::Selection::All(filter.checked()?)),
+            Self::Ids(ids) => {
+                let ids = ids.iter().map(|text| id(text));
+                Ok(queue::Selection::Ids(ids.collect::<Result<_, _>>()?))
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! One endpoint's worker: begins attempts as the upstream has room for them, and settles them.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{sync::Notify, task::JoinSet};
+
+use super::health::{Health, Leave};
+use crate::{
+    attempt::Ended,
+    gate::Lane,
+    kept::Kept,
+    queue::{self, Lease, Refused, Settled},
+    upstream::{Permit, Pool},
+};
+
+/// Most events leased at once.
+const BATCH: usize = 64;
+/// Most attempts that have ended and are not on disk yet, beyond which none is begun.
+const UNSETTLED: usize = 512;
+/// When the store is asked again after it was out of order.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How often idle connections to the upstream are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The configuration in force, with the connections made under it.
+#[derive(Debug)]
+struct Running {
+    lane: Arc<Lane>,
+    pool: Rc<Pool>,
+}
+
+/// One endpoint's deliveries.
+#[derive(Debug)]
+pub(super) struct Worker {
+    running: RefCell<Rc<Running>>,
+    queue: queue::Endpoint,
+    health: RefCell<Health>,
+    /// Attempts that have ended and are being put on disk.
+    unsettled: Cell<usize>,
+    is_stopping: Cell<bool>,
+    /// Something was said or has ended that may let attempts begin.
+    news: Notify,
+}
+
+/// Until when there is nothing to begin, unless news come; `None`: only news tell.
+type Until = Option<Instant>;
+
+impl Worker {
+    pub(super) fn new(lane: Arc<Lane>, queue: queue::Endpoint) -> Rc<Self> {
+        Rc::new(Self {
+            running: RefCell::new(Rc::new(Running::new(lane))),
+            queue,
+            health: RefCell::default(),
+            unsettled: Cell::new(0),
+            is_stopping: Cell::new(false),
+            news: Notify::new(),
+        })
+    }
+
+    /// Goes on under another configuration; attempts under way end under theirs.
+    pub(super) fn follow(&self, lane: Arc<Lane>) {
+        let is_same = Arc::ptr_eq(&self.running.borrow().lane, &lane);
+        if !is_same {
+            *self.running.borrow_mut() = Rc::new(Running::new(lane));
+            self.news.notify_one();
+        }
+    }
+
+    /// Begins no further attempt.
+    pub(super) fn stop(&self) {
+        self.is_stopping.set(true);
+        self.news.notify_one();
+    }
+
+    /// Delivers until it is told to stop and the attempts under way have ended.
+    pub(super) async fn run(self: Rc<Self>) {
+        let mut attempts = JoinSet::new();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let until = if self.is_stopping.get() {
+                None
+            } else {
+                self.begin(&mut attempts).await
+            };
+            if self.is_stopping.get() && attempts.is_empty() {
+                return;
+            }
+            tokio::select! {
+                Some(ended) = attempts.join_next() => self.note(ended),
+                () = self.queue.changed() => {}
+                () = self.news.notified() => {}
+                () = sleep_until(until) => {}
+                _ = sweep.tick() => self.running.borrow().pool.sweep(Instant::now()),
+            }
+            while let Some(ended) = attempts.try_join_next() {
+                self.note(ended);
+            }
+        }
+    }
+
+    fn note(&self, ended: Result<(), tokio::task::JoinError>) {
+        if ended.is_err() {
+            // Its lease was dropped with it: the event comes again.
+            self.health.borrow_mut().probe_unsent();
+            tracing::error!(endpoint = %self.queue.name(), "an attempt's task panicked");
+        }
+    }
+
+    /// Begins as many attempts as there are events, places and leave for.
+    async fn begin(self: &Rc<Self>, attempts: &mut JoinSet<()>) -> Until {
+        loop {
+            let running = self.running.borrow().clone();
+            let now = Instant::now();
+            let (limit, is_probe) = match self.health.borrow().leave(now) {
+                Leave::Any => (BATCH, false),
+                Leave::Probe => (1, true),
+                Leave::Not(until) => return until,
+            };
+            if self.unsettled.get() >= UNSETTLED {
+                return None;
+            }
+            // No place is held while the store is asked: a relay may want it.
+            let wanted = match running.lane.upstream.room(now) {
+                Ok(room) => room.min(limit),
+                Err(wait) => return Some(now + wait),
+            };
+            let (leases, next_due) = match self.queue.lease(wanted).await {
+                Ok(leased) => (leased.leases, leased.next_due),
+                Err(Refused::Broken | Refused::Full(_) | Refused::Storage(_)) => {
+                    return Some(now + STORE_PAUSE);
+                }
+            };
+            let is_full = leases.len() == wanted;
+            for lease in leases {
+                let Some(permit) = running.lane.upstream.enter(Instant::now()) else {
+                    lease.hand_back(None);
+                    continue;
+                };
+                if is_probe {
+                    self.health.borrow_mut().probing();
+                }
+                let attempt = self
+                    .clone()
+                    .attempt(running.clone(), lease, permit, is_probe);
+                attempts.spawn_local(attempt);
+            }
+            if !is_full {
+                return next_due.map(|due| Instant::now() + due.max(Duration::from_millis(1)));
+            }
+            if self.is_stopping.get() {
+                return None;
+            }
+        }
+    }
+
+    /// Makes one attempt and puts on disk how it ended.
+    async fn attempt(
+        self: Rc<Self>,
+        running: Rc<Running>,
+        lease: Lease,
+        permit: Permit,
+        is_probe: bool,
+    ) {
+        let metrics = &running.lane.metrics;
+        metrics.deliveries.attempts.inc();
+        let ended = running.send(permit, &lease).await;
+        metrics.deliveries.attempts.dec();
+        self.news.notify_one();
+        let Some(ended) = ended else {
+            self.health.borrow_mut().probe_unsent();
+            let error = "its bytes on disk cannot be read by this version".to_owned();
+            metrics.deliveries.dead.inc();
+            tracing::warn!(endpoint = %self.queue.name(), event_id = %lease.id(), error, "event is a dead letter");
+            self.settle(
+                lease,
+                Settled::Dead {
+                    status: None,
+                    error,
+                },
+            )
+            .await;
+            return;
+        };
+        if !self.learn(&ended, is_probe) {
+            lease.hand_back(None);
+            return;
+        }
+        let settled = running.lane.judge(&lease, ended);
+        self.settle(lease, settled).await;
+    }
+
+    /// Takes in what an attempt's end says about the upstream; whether it counts.
+    fn learn(&self, ended: &Ended, is_probe: bool) -> bool {
+        let mut health = self.health.borrow_mut();
+        let was_down = health.is_down();
+        let counts = health.learn(ended, is_probe, Instant::now());
+        let endpoint = self.queue.name();
+        match (was_down, health.is_down()) {
+            (false, true) => {
+                tracing::warn!(%endpoint, cause = %ended, "upstream is down, its events wait");
+            }
+            (true, false) => tracing::info!(%endpoint, "upstream is back"),
+            (true, true) | (false, false) => {}
+        }
+        counts
+    }
+
+    async fn settle(&self, lease: Lease, settled: Settled) {
+        self.unsettled.set(self.unsettled.get() + 1);
+        let (id, attempt) = (lease.id(), lease.attempt());
+        if let Err(error) = lease.settle(settled).await {
+            tracing::warn!(
+                endpoint = %self.queue.name(), event_id = %id, attempt, %error,
+                "the end of an attempt was not noted"
+            );
+        }
+        self.unsettled.set(self.unsettled.get() - 1);
+    }
+}
+
+impl Running {
+    fn new(lane: Arc<Lane>) -> Self {
+        let pool = Rc::new(Pool::new(lane.upstream.clone()));
+        Self { lane, pool }
+    }
+
+    /// Sends a leased event; `None` when it cannot be read.
+    async fn send(&self, permit: Permit, lease: &Lease) -> Option<Ended> {
+        let Lane {
+            endpoint, metrics, ..
+        } = &*self.lane;
+        let kept = Kept::read(lease.record().clone()).ok()?;
+        let id = lease.id().to_string();
+        let head = kept.request_head(endpoint, &id, lease.event_type(), lease.attempt());
+        let limit = endpoint.queueing.attempt_timeout;
+        let started = Instant::now();
+        // Never a second time on its own: each time counts as an attempt, and its number is on disk.
+        let sent = self.pool.send(permit, head, &kept.body, false, limit);
+        let ended = match tokio::time::timeout(limit, sent).await {
+            Ok(Ok(answer)) => {
+                metrics.upstream_answered(answer.status, started.elapsed());
+                Ended::answered(answer.status, &answer.headers, SystemTime::now())
+            }
+            Ok(Err(error)) => Ended::Failed(error),
+            Err(_elapsed) => Ended::TimedOut(limit),
+        };
+        if ended.status().is_none() {
+            metrics.upstream_errors.inc();
+        }
+        Some(ended)
+    }
+}
+
+async fn sleep_until(until: Until) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,152 @@
+//! The data directory: made, checked, locked, and marked when its store must be checked.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::fs::{FlockOperation, flock, fstatfs};
+
+use super::fault::{OpenError, StorageFault};
+
+/// The store's file in the directory.
+const STORE: &str = "queue.sqlite3";
+/// The lock's file; its content is one [`note`].
+const LOCK: &str = "LOCK";
+/// File systems that cannot hold a queue, by the kernel's magic number (`statfs(2)`).
+const UNSUITABLE: [(i128, &str); 5] = [
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "SMB"),
+    (0xfe53_4d42, "SMB"),
+    (0x794c_7630, "an overlay (a container's own layer)"),
+];
+
+/// A directory that is this process's as long as this lives.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    lock: Mutex<File>,
+    must_check: bool,
+}
+
+impl DataDir {
+    /// Makes the directory if there is none (mode 0700) and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error: io::Error| OpenError::Io { path, error }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(at(path))?;
+        let dir = File::open(path).map_err(at(path))?;
+        let kind = fstatfs(&dir).map_err(|e| at(path)(e.into()))?.f_type;
+        if let Some((_, file_system)) = UNSUITABLE.iter().find(|(n, _)| *n == i128::from(kind)) {
+            return Err(OpenError::Unsuitable {
+                dir: path.to_owned(),
+                file_system,
+            });
+        }
+
+        let lock_path = path.join(LOCK);
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(at(&lock_path))?;
+        let mut text = String::new();
+        // Another program's bytes in it are as good as none.
+        let _ = lock.read_to_string(&mut text);
+        let mut words = text.split_whitespace();
+        let (check, pid) = (words.next(), words.next());
+        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(at(&lock_path)(error.into()));
+            }
+            return Err(OpenError::Locked {
+                dir: path.to_owned(),
+                pid: pid.and_then(|pid| pid.parse().ok()),
+            });
+        }
+        let data_dir = Self {
+            path: path.to_owned(),
+            must_check: check == Some("check"),
+            lock: Mutex::new(lock),
+        };
+        data_dir.note(data_dir.must_check).map_err(at(&lock_path))?;
+        dir.sync_all().map_err(at(path))?;
+        Ok(data_dir)
+    }
+
+    /// The store's file.
+    pub(super) fn store(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// Whether the last run ended in a way that calls for a check of the store.
+    pub(super) fn must_check(&self) -> bool {
+        self.must_check
+    }
+
+    /// Notes whether the next start must check the store. The file keeps its size, so that this
+    /// works on a full disk.
+    pub(super) fn note(&self, must_check: bool) -> io::Result<()> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = if must_check { "check" } else { "fine " };
+        lock.rewind()?;
+        lock.write_all(format!("{word} {:10}\n", std::process::id()).as_bytes())?;
+        lock.sync_all()
+    }
+
+    /// Gives the directory free for another; for when nothing can be written through this any more.
+    pub(super) fn release(&self) {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // At the latest it is given back when the file is closed.
+        let _ = flock(&*lock, FlockOperation::Unlock);
+    }
+
+    /// Makes new names in the directory last.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Why the disk takes nothing, asked of the system by writing: SQLite folds all reasons but
+    /// "no space" into one number. `None`: it takes something.
+    pub(super) fn why_unwritable(&self) -> Option<StorageFault> {
+        let path = self.path.join("probe");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.write_all(&[0; 64 * 1024])?;
+            file.sync_all()
+        };
+        let written = write();
+        // What is left of it is overwritten the next time.
+        let _ = fs::remove_file(&path);
+        let kind = written.err()?.kind();
+        match () {
+            () if kind == io::ErrorKind::ReadOnlyFilesystem => Some(StorageFault::ReadOnly),
+            () if matches!(
+                kind,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+            {
+                Some(StorageFault::DiskFull)
+            }
+            () => None,
+        }
+    }
+}

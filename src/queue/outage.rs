@@ -1,0 +1,146 @@
+//! Leases and their ends while the disk takes nothing: what is on disk goes on being delivered.
+//!
+//! Kept in memory and written when the disk takes something again; lost with the process, which
+//! then repeats the attempts. Bounded: when [`LIMIT`] events are held here nothing more is leased.
+//! A lane stays where it is after its first event.
+
+use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering};
+
+use rusqlite::Connection;
+
+use super::{
+    Settled,
+    clock::{Millis, duration, millis},
+    inbox::Ending,
+    lease::Held,
+    shared::Account,
+    sqlite::{lease, tx::Tx},
+};
+
+/// Most events held here.
+const LIMIT: usize = 10_000;
+
+/// What could not be written, by the event's row.
+#[derive(Default)]
+pub(super) struct Outage {
+    entries: HashMap<i64, Unwritten>,
+}
+
+struct Unwritten {
+    held: Held,
+    /// How the lease ended, and when; `None`: it has not.
+    ended: Option<(Ending, Millis)>,
+}
+
+impl Unwritten {
+    /// The event as it may be leased again, if it is due.
+    fn due(&self, now: Millis) -> Option<Held> {
+        let (ending, at) = self.ended.as_ref()?;
+        let mut held = self.held.clone();
+        let due = match ending {
+            Ending::HandedBack { delay } => at.saturating_add(delay.map_or(0, millis)),
+            Ending::Settled(Settled::Retry { after, .. }) => {
+                held.attempt += 1;
+                held.tries += 1;
+                at.saturating_add(millis(*after))
+            }
+            Ending::Settled(Settled::Dead { .. } | Settled::Delivered { .. }) => return None,
+        };
+        (due <= now).then_some(held)
+    }
+}
+
+impl Outage {
+    /// Whether everything is written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets what [`Outage::write`] wrote, once that is committed.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// Leases up to `limit` events that are due, without writing.
+    pub(super) fn lease(
+        &mut self,
+        connection: &Connection,
+        account: &Arc<Account>,
+        limit: usize,
+        now: Millis,
+    ) -> rusqlite::Result<Vec<Held>> {
+        if account.paused.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        let of_account = |u: &&Unwritten| Arc::ptr_eq(&u.held.account, account);
+        let again = self.entries.values().filter(of_account);
+        let mut leased: Vec<Held> = again.filter_map(|u| u.due(now)).take(limit).collect();
+        let limit = (limit - leased.len()).min(LIMIT.saturating_sub(self.entries.len()));
+        if limit > 0 {
+            let known = self.entries.values().filter(of_account).count();
+            let endpoint = account.id.load(Ordering::Relaxed);
+            let due = lease::due(connection, account, endpoint, now, limit + known)?;
+            let fresh = due
+                .into_iter()
+                .filter(|h| !self.entries.contains_key(&h.row));
+            leased.extend(fresh.take(limit).map(|mut held| {
+                held.attempt += 1;
+                held.tries += 1;
+                held
+            }));
+        }
+        for held in &leased {
+            let unwritten = Unwritten {
+                held: held.clone(),
+                ended: None,
+            };
+            self.entries.insert(held.row, unwritten);
+        }
+        Ok(leased)
+    }
+
+    /// Ends a lease given out here or before. `false`: it is not the event's any more.
+    pub(super) fn end(&mut self, held: Held, ending: Ending, now: Millis) -> bool {
+        let current = self.entries.get(&held.row);
+        if current.is_some_and(|c| c.ended.is_some() || c.held.attempt != held.attempt) {
+            return false;
+        }
+        let unwritten = Unwritten {
+            ended: Some((ending, now)),
+            held,
+        };
+        self.entries.insert(unwritten.held.row, unwritten);
+        true
+    }
+
+    /// Writes everything.
+    pub(super) fn write(&self, tx: &mut Tx<'_>) -> rusqlite::Result<()> {
+        for Unwritten { held, ended } in self.entries.values() {
+            if !lease::make_leased(tx, held)? {
+                continue;
+            }
+            let Some((ending, at)) = ended else { continue };
+            let passed = tx.now.saturating_sub(*at);
+            let rest = |d| duration(millis(d).saturating_sub(passed));
+            let ending = match ending.clone() {
+                Ending::HandedBack { delay } => Ending::HandedBack {
+                    delay: delay.map(rest),
+                },
+                Ending::Settled(Settled::Retry {
+                    after,
+                    status,
+                    error,
+                }) => Ending::Settled(Settled::Retry {
+                    after: rest(after),
+                    status,
+                    error,
+                }),
+                ending @ Ending::Settled(Settled::Dead { .. } | Settled::Delivered { .. }) => {
+                    ending
+                }
+            };
+            lease::settle(tx, held, &ending)?;
+        }
+        Ok(())
+    }
+}

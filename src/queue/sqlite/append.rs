@@ -1,0 +1,269 @@
+//! Taking events and keys: the unique key decides in the same transaction.
+
+use std::{sync::Arc, time::Duration};
+
+use rusqlite::params;
+
+use super::{lanes, purge::STEP, tally::Bin, tx::Tx};
+use crate::{
+    dedup::KeyReuse,
+    queue::{
+        AppendError, Fingerprint, Key, Keyed,
+        clock::{Millis, millis},
+        inbox::{Accepted, Entry, Suspect, Taking},
+        lease::Held,
+        shared::Account,
+    },
+};
+
+/// Keeps an event, unless its key is taken.
+pub(in crate::queue) fn append(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    entry: &Entry,
+) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
+    let endpoint = tx.endpoint(account)?;
+    let id = tx.new_id();
+    if let Some(number) = entry.quarantined {
+        // In any case the request has had its second look.
+        discard(tx, account, number)?;
+    }
+    let mut key_reused = false;
+    if let Some(keyed) = &entry.key {
+        match claim(tx, endpoint, keyed, id)? {
+            Claim::Free => {}
+            Claim::Passed => key_reused = true,
+            Claim::Refused => return Ok(Err(AppendError::KeyReuse)),
+            Claim::Taken { reused } => {
+                return Ok(Ok(Accepted {
+                    key_reused: reused,
+                    outcome: Taking::Duplicate,
+                }));
+            }
+        }
+    }
+    let state = match &entry.lane {
+        _ if entry.leased => 1,
+        Some(lane) if lanes::is_used(tx, endpoint, lane)? => -1,
+        _ => 0,
+    };
+    let attempts = u32::from(entry.leased);
+    let bytes = i64::try_from(entry.record.len()).unwrap_or(i64::MAX);
+    tx.execute(
+        "INSERT INTO event (id, endpoint, state, at, attempts, created, uuid, type, key, lane, bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?4, ?6, ?7, ?8, ?9, ?10)",
+        params![
+            id,
+            endpoint,
+            state,
+            tx.now,
+            attempts,
+            entry.id.as_bytes(),
+            entry.event_type,
+            entry.key.as_ref().map(|k| k.key.0),
+            entry.lane,
+            bytes,
+        ],
+    )?;
+    tx.execute(
+        "INSERT INTO payload (id, crc, data) VALUES (?1, ?2, ?3)",
+        params![id, entry.crc, &entry.record[..]],
+    )?;
+    if entry.leased {
+        tx.count(endpoint, |tally| tally.add(Bin::Leased, bytes));
+        if let Some(lane) = &entry.lane {
+            // What was the lane's next waits for the attempt that runs.
+            lanes::arrange(tx, endpoint, lane)?;
+        }
+        let held = Held {
+            account: account.clone(),
+            row: id,
+            id: entry.id,
+            event_type: entry.event_type.clone(),
+            appended: tx.now,
+            attempt: 1,
+            tries: 1,
+            bytes,
+            lane: entry.lane,
+        };
+        return Ok(Ok(Accepted {
+            key_reused,
+            outcome: Taking::Leased(held),
+        }));
+    }
+    tx.count(endpoint, |tally| tally.add(Bin::Pending, bytes));
+    if state == 0 {
+        tx.is_due(endpoint);
+    }
+    Ok(Ok(Accepted {
+        key_reused,
+        outcome: Taking::Queued,
+    }))
+}
+
+enum Claim {
+    Free,
+    /// It was another body's.
+    Passed,
+    Refused,
+    Taken {
+        reused: bool,
+    },
+}
+
+/// Takes a key for an event, if it is free or the policy passes it on.
+fn claim(tx: &mut Tx<'_>, endpoint: i64, keyed: &Keyed, id: i64) -> rusqlite::Result<Claim> {
+    let (expires, body) = (expiry(tx.now, keyed.window), keyed.body.map(to_column));
+    let taken = tx.execute(
+        "INSERT INTO idem (endpoint, key, id, expires, body) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (endpoint, key) DO UPDATE
+         SET id = excluded.id, expires = excluded.expires, body = excluded.body
+         WHERE idem.expires <= ?6",
+        params![endpoint, keyed.key.0, id, expires, body, seconds(tx.now)],
+    )?;
+    if taken > 0 {
+        return Ok(Claim::Free);
+    }
+    let first: Option<Option<i64>> = tx.first(
+        "SELECT body FROM idem WHERE endpoint = ?1 AND key = ?2",
+        params![endpoint, keyed.key.0],
+        |row| row.get(0),
+    )?;
+    let first = first.flatten().map(from_column);
+    let reused = first
+        .zip(keyed.body)
+        .is_some_and(|(first, body)| first.differs(body));
+    match (reused, keyed.key_reuse) {
+        (true, KeyReuse::Forward) => {
+            tx.execute(
+                "UPDATE idem SET id = ?3, expires = ?4, body = ?5 WHERE endpoint = ?1 AND key = ?2",
+                params![endpoint, keyed.key.0, id, expires, body],
+            )?;
+            Ok(Claim::Passed)
+        }
+        (true, KeyReuse::Reject) => Ok(Claim::Refused),
+        (true, KeyReuse::Duplicate) | (false, _) => Ok(Claim::Taken { reused }),
+    }
+}
+
+/// Takes a key for a relayed event, whoever had it.
+pub(in crate::queue) fn remember(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    key: Key,
+    body: Option<Fingerprint>,
+    window: Duration,
+) -> rusqlite::Result<()> {
+    let endpoint = tx.endpoint(account)?;
+    tx.execute(
+        "INSERT INTO idem (endpoint, key, id, expires, body) VALUES (?1, ?2, NULL, ?3, ?4)
+         ON CONFLICT (endpoint, key) DO UPDATE
+         SET id = NULL, expires = excluded.expires, body = excluded.body",
+        params![endpoint, key.0, expiry(tx.now, window), body.map(to_column)],
+    )?;
+    Ok(())
+}
+
+/// Frees a key.
+pub(in crate::queue) fn forget(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    key: Key,
+) -> rusqlite::Result<()> {
+    let endpoint = tx.endpoint(account)?;
+    tx.execute(
+        "DELETE FROM idem WHERE endpoint = ?1 AND key = ?2",
+        params![endpoint, key.0],
+    )?;
+    Ok(())
+}
+
+/// Keeps a request in the quarantine; the oldest go when it is full.
+pub(in crate::queue) fn quarantine(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    suspect: &Suspect,
+) -> rusqlite::Result<()> {
+    let endpoint = tx.endpoint(account)?;
+    let limit = i64::try_from(account.book().quarantine_bytes()).unwrap_or(i64::MAX);
+    let bytes = i64::try_from(suspect.record.len()).unwrap_or(i64::MAX);
+    if bytes > limit {
+        return Ok(());
+    }
+    trim(tx, account, limit - bytes)?;
+    tx.execute(
+        "INSERT INTO quarantine (endpoint, at, uuid, reason, bytes, crc, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            endpoint,
+            tx.now,
+            suspect.id.as_bytes(),
+            suspect.reason,
+            bytes,
+            suspect.crc,
+            &suspect.record[..],
+        ],
+    )?;
+    tx.count(endpoint, |tally| tally.add(Bin::Quarantined, bytes));
+    Ok(())
+}
+
+/// Removes the oldest quarantined requests of an endpoint until at most `limit` bytes are left, at
+/// most [`STEP`] of them. Returns how many went.
+pub(super) fn trim(tx: &mut Tx<'_>, account: &Arc<Account>, limit: i64) -> rusqlite::Result<u64> {
+    let endpoint = tx.endpoint(account)?;
+    let held = account.book().tally.quarantined.bytes;
+    for removed in 0..STEP {
+        if held + tx.counted(endpoint).quarantined.bytes <= limit {
+            return Ok(removed.into());
+        }
+        let oldest: Option<i64> = tx.first(
+            "SELECT number FROM quarantine WHERE endpoint = ?1 ORDER BY number LIMIT 1",
+            [endpoint],
+            |row| row.get(0),
+        )?;
+        let Some(oldest) = oldest else {
+            return Ok(removed.into());
+        };
+        discard(tx, account, oldest)?;
+    }
+    Ok(STEP.into())
+}
+
+/// Removes one request of an endpoint's from the quarantine. Returns how many went.
+pub(super) fn discard(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    number: i64,
+) -> rusqlite::Result<u64> {
+    let endpoint = tx.endpoint(account)?;
+    let bytes: Option<i64> = tx.first(
+        "SELECT bytes FROM quarantine WHERE number = ?1 AND endpoint = ?2",
+        [number, endpoint],
+        |row| row.get(0),
+    )?;
+    let Some(bytes) = bytes else { return Ok(0) };
+    tx.execute("DELETE FROM quarantine WHERE number = ?1", [number])?;
+    tx.count(endpoint, |tally| tally.take(Bin::Quarantined, bytes));
+    Ok(1)
+}
+
+/// The second a key is free again, rounded up. Seconds, because five million of them add up.
+fn expiry(now: Millis, window: Duration) -> i64 {
+    now.saturating_add(millis(window)).saturating_add(999) / 1000
+}
+
+/// Now, for a comparison with [`expiry`].
+pub(in crate::queue) fn seconds(now: Millis) -> i64 {
+    now / 1000
+}
+
+/// SQLite's integers have a sign.
+fn to_column(body: Fingerprint) -> i64 {
+    i64::from_ne_bytes(body.0.to_ne_bytes())
+}
+
+/// The inverse of [`to_column`].
+pub(in crate::queue) fn from_column(body: i64) -> Fingerprint {
+    Fingerprint(u64::from_ne_bytes(body.to_ne_bytes()))
+}

@@ -1,0 +1,204 @@
+//! One transaction: what it changed besides rows, told to the accounts once it is committed.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::tally::Tally;
+use crate::queue::{clock::Millis, shared::Account};
+
+/// A transaction that runs. Dropped without [`Tx::commit`] it is rolled back.
+pub(in crate::queue) struct Tx<'a> {
+    pub(in crate::queue) connection: &'a Connection,
+    pub(in crate::queue) now: Millis,
+    next_id: i64,
+    is_dirty: Cell<bool>,
+    is_open: bool,
+    /// Per `endpoint.id`.
+    touched: BTreeMap<i64, Touched>,
+}
+
+struct Touched {
+    account: Arc<Account>,
+    change: Tally,
+    is_due: bool,
+    paused: Option<bool>,
+    is_live_again: bool,
+}
+
+impl<'a> Tx<'a> {
+    /// Begins; `next_id` is the number of the next event.
+    pub(in crate::queue) fn begin(
+        connection: &'a Connection,
+        now: Millis,
+        next_id: i64,
+    ) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self {
+            connection,
+            now,
+            next_id,
+            is_dirty: Cell::new(false),
+            is_open: true,
+            touched: BTreeMap::new(),
+        })
+    }
+
+    /// Makes the transaction write something even if nothing else does.
+    pub(in crate::queue) fn touch(&self) {
+        self.is_dirty.set(true);
+    }
+
+    /// A number for a new event; never given again.
+    pub(super) fn new_id(&mut self) -> i64 {
+        self.is_dirty.set(true);
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    /// Runs a cached statement that changes rows; returns how many.
+    pub(super) fn execute(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+    ) -> rusqlite::Result<usize> {
+        self.is_dirty.set(true);
+        self.connection.prepare_cached(sql)?.execute(params)
+    }
+
+    /// The first row of a cached query, if there is one.
+    pub(super) fn first<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Option<T>> {
+        self.connection
+            .prepare_cached(sql)?
+            .query_row(params, read)
+            .optional()
+    }
+
+    /// An endpoint's row, made if there is none.
+    pub(super) fn endpoint(&mut self, account: &Arc<Account>) -> rusqlite::Result<i64> {
+        let known = account.id.load(Ordering::Relaxed);
+        let id = match known {
+            0 => {
+                let sql = "SELECT id FROM endpoint WHERE name = ?1";
+                let name = account.name.as_str();
+                match self.first(sql, [name], |row| row.get(0))? {
+                    Some(id) => id,
+                    None => {
+                        self.execute("INSERT INTO endpoint (name) VALUES (?1)", [name])?;
+                        self.connection.last_insert_rowid()
+                    }
+                }
+            }
+            known => known,
+        };
+        self.touched.entry(id).or_insert_with(|| Touched {
+            account: account.clone(),
+            change: Tally::default(),
+            is_due: false,
+            paused: None,
+            is_live_again: false,
+        });
+        Ok(id)
+    }
+
+    /// Counts for an endpoint; before it, [`Tx::endpoint`] was called.
+    pub(super) fn count(&mut self, endpoint: i64, count: impl FnOnce(&mut Tally)) {
+        if let Some(touched) = self.touched.get_mut(&endpoint) {
+            count(&mut touched.change);
+        }
+    }
+
+    /// What was counted for an endpoint so far.
+    pub(super) fn counted(&self, endpoint: i64) -> Tally {
+        self.touched
+            .get(&endpoint)
+            .map(|t| t.change)
+            .unwrap_or_default()
+    }
+
+    /// An event of an endpoint has got a time it is due at.
+    pub(super) fn is_due(&mut self, endpoint: i64) {
+        if let Some(touched) = self.touched.get_mut(&endpoint) {
+            touched.is_due = true;
+        }
+    }
+
+    /// An event that was delivered or dead is live again.
+    pub(super) fn is_live_again(&mut self, endpoint: i64) {
+        if let Some(touched) = self.touched.get_mut(&endpoint) {
+            touched.is_live_again = true;
+        }
+    }
+
+    /// Makes an endpoint accept and hold, or go on.
+    pub(in crate::queue) fn pause(
+        &mut self,
+        account: &Arc<Account>,
+        paused: bool,
+    ) -> rusqlite::Result<()> {
+        let endpoint = self.endpoint(account)?;
+        self.execute(
+            "UPDATE endpoint SET paused = ?2 WHERE id = ?1",
+            params![endpoint, paused],
+        )?;
+        if let Some(touched) = self.touched.get_mut(&endpoint) {
+            (touched.paused, touched.is_due) = (Some(paused), true);
+        }
+        Ok(())
+    }
+
+    /// Commits and tells the accounts. Returns the number of the next event, and whether anything
+    /// was written.
+    pub(in crate::queue) fn commit(mut self) -> rusqlite::Result<(i64, bool)> {
+        if self.is_dirty.get() {
+            for (endpoint, touched) in &self.touched {
+                if touched.change != Tally::default() {
+                    touched.change.save(self.connection, *endpoint)?;
+                }
+            }
+            self.connection
+                .prepare_cached("UPDATE store SET next_id = ?1, clock = ?2")?
+                .execute([self.next_id, self.now])?;
+        }
+        // Everything in the transaction is on disk when this returns (`synchronous=FULL`): only
+        // from here on may any of it be acknowledged.
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        self.is_open = false;
+        for (endpoint, touched) in &self.touched {
+            let account = &touched.account;
+            account.id.store(*endpoint, Ordering::Relaxed);
+            account.committed(&touched.change);
+            if let Some(paused) = touched.paused {
+                account.paused.store(paused, Ordering::Relaxed);
+            }
+            if touched.is_live_again {
+                // From the first row on; another number each time, so that who is looking with the
+                // last one notices.
+                account.oldest.store(-self.now, Ordering::Relaxed);
+            }
+            if touched.is_due {
+                account.changed.notify_one();
+            }
+        }
+        Ok((self.next_id, self.is_dirty.get()))
+    }
+}
+
+impl Drop for Tx<'_> {
+    fn drop(&mut self) {
+        // After some errors SQLite has rolled back by itself.
+        if self.is_open && !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! The one thread that changes rows: many commands in one transaction, one sync, then the answers.
+//!
+//! When the disk takes nothing, what is new is refused and what is old goes on: leases and their
+//! ends are kept in memory until they can be written, see [`outage`](super::outage).
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use rusqlite::{Connection, wal::CheckpointMode};
+
+use super::{
+    AppendError, Broken, Committed, Lease, Leases, OperateError, Refused, SettleError,
+    StorageFault,
+    clock::{Millis, duration},
+    fault::Fault,
+    inbox::{Accepted, Batch, Command, Taking},
+    lease::Held,
+    outage::Outage,
+    reader::Job,
+    shared::Shared,
+    sqlite::{append, lease, operate, purge, tx::Tx},
+};
+
+/// The log's length in pages from which the writer folds it in itself, whatever that costs the
+/// commits that wait meanwhile: the bound the keeper cannot give beside a busy writer.
+const LOG_PAGES: u32 = 16 * 1024;
+/// How often a disk that takes nothing is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+/// How long the writer sleeps when nothing comes.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What a command came to within its transaction.
+enum Outcome {
+    Appended(Result<Accepted<Held>, AppendError>),
+    Changed(u64),
+    Done,
+    Leased(Vec<Held>, Option<Millis>),
+    Settled(bool),
+}
+
+/// The writer's own.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    connection: Connection,
+    next_id: i64,
+    outage: Outage,
+    tried: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        mut connection: Connection,
+        next_id: i64,
+    ) -> rusqlite::Result<Self> {
+        let told = shared.clone();
+        connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: i32| {
+            let pages = pages.try_into().unwrap_or_default();
+            told.log_pages.store(pages, Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(Self {
+            shared,
+            connection,
+            next_id,
+            outage: Outage::default(),
+            tried: Instant::now(),
+        })
+    }
+
+    /// Works until the inbox is closed and empty, or the store breaks.
+    pub(super) fn run(mut self) {
+        let _last = Last(&self.shared.clone());
+        loop {
+            let is_troubled = self.shared.refusal().is_some();
+            match self
+                .shared
+                .inbox
+                .batch(if is_troubled { RETRY } else { IDLE })
+            {
+                Batch::Closed => break,
+                Batch::Commands(commands) => self.work(commands),
+                Batch::Nothing => {}
+            }
+            self.recover();
+        }
+        if self.shared.is_broken() {
+            return;
+        }
+        // What is still in memory only is delivered again after the next start.
+        let _ = self.flush();
+        // A short log makes the next start quick; that it could not be cut harms nothing.
+        if let Err(error) = self
+            .connection
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)
+        {
+            self.shared.fault(&error);
+        }
+    }
+
+    /// Does a batch, and answers it.
+    fn work(&mut self, commands: Vec<Command>) {
+        if self.shared.is_broken() {
+            commands.into_iter().for_each(|c| fail(c, None));
+            return;
+        }
+        let fault = if self.outage.is_empty() {
+            match self.transact(&commands) {
+                Ok(outcomes) => return self.answer(commands, outcomes),
+                Err(fault) => fault,
+            }
+        } else {
+            Fault::Storage(
+                self.shared
+                    .storage_fault()
+                    .unwrap_or(StorageFault::DiskFull),
+            )
+        };
+        let Fault::Storage(fault) = fault else {
+            commands.into_iter().for_each(|c| fail(c, None));
+            return;
+        };
+        self.shared.set_storage(Some(fault));
+        let (ingest, rest): (Vec<_>, Vec<_>) = commands.into_iter().partition(Command::is_ingest);
+        for command in ingest {
+            fail(command, Some(fault));
+        }
+        if rest.is_empty() {
+            return;
+        }
+        // Overwriting what the log has room for may work where growing it does not.
+        if self.outage.is_empty() {
+            match self.transact(&rest) {
+                Ok(outcomes) => return self.answer(rest, outcomes),
+                Err(Fault::Storage(_)) => {}
+                Err(Fault::Broken(_)) => {
+                    rest.into_iter().for_each(|c| fail(c, None));
+                    return;
+                }
+            }
+        }
+        for command in rest {
+            self.improvise(command, fault);
+        }
+    }
+
+    /// One transaction, its sync included.
+    fn transact(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, Fault> {
+        let began = Instant::now();
+        let now = self.shared.clock.now();
+        let shared = &self.shared;
+        let run = || {
+            let mut tx = Tx::begin(&self.connection, now, self.next_id)?;
+            let outcomes: Vec<_> = commands
+                .iter()
+                .map(|command| apply(&mut tx, shared, command))
+                .collect::<rusqlite::Result<_>>()?;
+            let (next_id, is_dirty) = tx.commit()?;
+            Ok((outcomes, next_id, is_dirty))
+        };
+        let (outcomes, next_id, is_dirty) = run().map_err(|e: rusqlite::Error| shared.fault(&e))?;
+        self.next_id = next_id;
+        if is_dirty {
+            let appended = commands
+                .iter()
+                .zip(&outcomes)
+                .filter_map(|pair| match pair {
+                    (Command::Append { entry, .. }, Outcome::Appended(Ok(accepted)))
+                        if !matches!(accepted.outcome, Taking::Duplicate) =>
+                    {
+                        Some(entry.record.len())
+                    }
+                    _ => None,
+                });
+            let (events, bytes) = appended.fold((0, 0), |(n, sum), len| (n + 1, sum + len));
+            (self.shared.observer.committed)(Committed {
+                duration: began.elapsed(),
+                events,
+                bytes: bytes.try_into().unwrap_or(u64::MAX),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    fn answer(&self, commands: Vec<Command>, outcomes: Vec<Outcome>) {
+        for (command, outcome) in commands.into_iter().zip(outcomes) {
+            answer(command, outcome, &self.shared);
+        }
+        let is_long = self.shared.log_pages.load(Ordering::Relaxed) > LOG_PAGES;
+        if self.shared.fold_rest.swap(false, Ordering::Relaxed) || is_long {
+            let folded = self
+                .connection
+                .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
+            if let Err(error) = folded {
+                // Full or held by the keeper: the log stays longer. Anything else breaks the store.
+                self.shared.fault(&error);
+            }
+        }
+    }
+
+    /// Does without the disk what can be done without it.
+    fn improvise(&mut self, command: Command, fault: StorageFault) {
+        let now = self.shared.clock.now();
+        match command {
+            Command::Lease {
+                account,
+                limit,
+                reply,
+            } => match self.outage.lease(&self.connection, &account, limit, now) {
+                Ok(held) => hand_out(held, Some(RETRY), reply, &self.shared),
+                Err(error) => {
+                    self.shared.fault(&error);
+                    let _ = reply.send(Err(Refused::Broken));
+                }
+            },
+            Command::Settle {
+                held,
+                ending,
+                reply,
+            } => {
+                let is_held = self.outage.end(held, ending, now);
+                if let Some(reply) = reply {
+                    let _ = reply.send(is_held.then_some(()).ok_or(SettleError::Stale));
+                }
+            }
+            command @ (Command::Append { .. }
+            | Command::Change { .. }
+            | Command::Forget { .. }
+            | Command::Pause { .. }
+            | Command::Purge { .. }
+            | Command::Quarantine { .. }
+            | Command::Remember { .. }
+            | Command::Sweep { .. }) => fail(command, Some(fault)),
+        }
+    }
+
+    /// Tries a disk that took nothing again, now and then.
+    fn recover(&mut self) {
+        if self.shared.storage_fault().is_none() || self.tried.elapsed() < RETRY {
+            return;
+        }
+        self.tried = Instant::now();
+        match self.shared.dir.why_unwritable() {
+            Some(fault) => self.shared.set_storage(Some(fault)),
+            None => {
+                if self.flush().is_ok() {
+                    self.shared.set_storage(None);
+                }
+            }
+        }
+    }
+
+    /// Writes what is in memory only.
+    fn flush(&mut self) -> Result<(), Fault> {
+        let now = self.shared.clock.now();
+        let run = || {
+            let mut tx = Tx::begin(&self.connection, now, self.next_id)?;
+            self.outage.write(&mut tx)?;
+            tx.touch();
+            tx.commit()
+        };
+        let (next_id, _) = run().map_err(|e: rusqlite::Error| self.shared.fault(&e))?;
+        self.next_id = next_id;
+        self.outage.clear();
+        Ok(())
+    }
+}
+
+/// Ends everything when the writer ends, be it by a panic.
+struct Last<'a>(&'a Arc<Shared>);
+
+impl Drop for Last<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_off(Broken {
+                cause: "the writer ended by a defect of hookward".to_owned(),
+            });
+        }
+        while let Batch::Commands(commands) = self.0.inbox.batch(Duration::ZERO) {
+            commands.into_iter().for_each(|c| fail(c, None));
+        }
+        self.0.writer_ended();
+    }
+}
+
+/// Does one command in its transaction.
+fn apply(tx: &mut Tx<'_>, shared: &Shared, command: &Command) -> rusqlite::Result<Outcome> {
+    Ok(match command {
+        Command::Append { account, entry, .. } => {
+            Outcome::Appended(append::append(tx, account, entry)?)
+        }
+        Command::Change { change, .. } => Outcome::Changed(operate::change(tx, shared, change)?),
+        Command::Forget { account, key, .. } => {
+            append::forget(tx, account, *key)?;
+            Outcome::Done
+        }
+        Command::Lease { account, .. } if account.paused.load(Ordering::Relaxed) => {
+            Outcome::Leased(Vec::new(), None)
+        }
+        Command::Lease { account, limit, .. } => {
+            let (held, next) = lease::lease(tx, account, *limit)?;
+            Outcome::Leased(held, next.map(|at| at.saturating_sub(tx.now)))
+        }
+        Command::Pause {
+            account, paused, ..
+        } => {
+            tx.pause(account, *paused)?;
+            Outcome::Done
+        }
+        Command::Purge { account, purge, .. } => {
+            Outcome::Changed(purge::purge(tx, account, purge)?)
+        }
+        Command::Quarantine {
+            account, suspect, ..
+        } => {
+            append::quarantine(tx, account, suspect)?;
+            Outcome::Done
+        }
+        Command::Remember {
+            account,
+            key,
+            body,
+            window,
+            ..
+        } => {
+            append::remember(tx, account, *key, *body, *window)?;
+            Outcome::Done
+        }
+        Command::Settle { held, ending, .. } => Outcome::Settled(lease::settle(tx, held, ending)?),
+        Command::Sweep { keys, .. } => Outcome::Changed(purge::sweep(tx, keys)?),
+    })
+}
+
+/// Answers a command whose transaction is on disk. Who has stopped waiting is not told.
+fn answer(command: Command, outcome: Outcome, shared: &Arc<Shared>) {
+    match (command, outcome) {
+        (
+            Command::Append {
+                account,
+                entry,
+                reply,
+                place,
+            },
+            Outcome::Appended(outcome),
+        ) => {
+            account.arrived(entry.record.len().try_into().unwrap_or(u64::MAX));
+            drop(place);
+            let _ = reply.send(outcome.map(|accepted| Accepted {
+                key_reused: accepted.key_reused,
+                outcome: match accepted.outcome {
+                    Taking::Duplicate => Taking::Duplicate,
+                    Taking::Leased(held) => {
+                        Taking::Leased(Lease::new(shared.clone(), held, entry.record))
+                    }
+                    Taking::Queued => Taking::Queued,
+                },
+            }));
+        }
+        (Command::Change { reply, .. }, Outcome::Changed(count)) => {
+            let _ = reply.send(Ok(count));
+        }
+        (Command::Forget { reply, .. } | Command::Remember { reply, .. }, _) => {
+            let _ = reply.send(Ok(()));
+        }
+        (Command::Lease { reply, .. }, Outcome::Leased(held, next)) => {
+            hand_out(held, next.map(duration), reply, shared);
+        }
+        (Command::Pause { reply, .. }, _) => {
+            let _ = reply.send(Ok(()));
+        }
+        (Command::Purge { reply, .. } | Command::Sweep { reply, .. }, Outcome::Changed(count)) => {
+            let _ = reply.send(count);
+        }
+        (
+            Command::Settle {
+                reply: Some(reply), ..
+            },
+            Outcome::Settled(is_held),
+        ) => {
+            let _ = reply.send(is_held.then_some(()).ok_or(SettleError::Stale));
+        }
+        // `apply` gives each command its kind of outcome; dropped, a reply says "broken".
+        _ => {}
+    }
+}
+
+/// Gives leases to whoever reads their records.
+fn hand_out(
+    held: Vec<Held>,
+    next_due: Option<Duration>,
+    reply: tokio::sync::oneshot::Sender<Result<Leases, Refused>>,
+    shared: &Arc<Shared>,
+) {
+    let lease = |held| Lease::new(shared.clone(), held, bytes::Bytes::new());
+    let leases = Leases {
+        leases: held.into_iter().map(lease).collect(),
+        next_due,
+    };
+    if leases.leases.is_empty() {
+        let _ = reply.send(Ok(leases));
+    } else {
+        shared.desk.load(Job::Load { leases, reply });
+    }
+}
+
+/// Answers a command that was not done: because of the disk, or because the store is broken.
+fn fail(command: Command, fault: Option<StorageFault>) {
+    let refused = fault.map_or(Refused::Broken, Refused::Storage);
+    let operate = fault.map_or(OperateError::Broken, OperateError::Storage);
+    match command {
+        Command::Append {
+            account,
+            entry,
+            reply,
+            place,
+        } => {
+            account.arrived(entry.record.len().try_into().unwrap_or(u64::MAX));
+            drop(place);
+            let _ = reply.send(Err(AppendError::Refused(refused)));
+        }
+        Command::Change { reply, .. } => {
+            let _ = reply.send(Err(operate));
+        }
+        Command::Forget { reply, .. } | Command::Remember { reply, .. } => {
+            let _ = reply.send(Err(refused));
+        }
+        Command::Lease { reply, .. } => {
+            let _ = reply.send(Err(refused));
+        }
+        Command::Pause { reply, .. } => {
+            let _ = reply.send(Err(operate));
+        }
+        Command::Purge { reply, .. } | Command::Sweep { reply, .. } => {
+            let _ = reply.send(0);
+        }
+        Command::Quarantine { .. } => {}
+        Command::Settle { reply, .. } => {
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(SettleError::Broken));
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A relay with a disk to fall back to: the upstream's answer in time, or 200 for what is on disk.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
+
+mod support;
+
+use rustix::process::Signal;
+use support::{Act, BODY, Daemon, Upstream, event, eventually};
+
+const FALLBACK: &str = "fallback = \"queue\"\nfallback_after = \"300ms\"\n\
+                        [endpoints.crm.queue]\nretry = [\"50ms\", \"50ms\", \"50ms\"]\n";
+
+fn daemon(url: &str, more: &str) -> Daemon {
+    Daemon::relay(url, &format!("{FALLBACK}{more}"))
+        .on_disk()
+        .start()
+}
+
+fn send(daemon: &Daemon, key: &str) -> support::Reply {
+    daemon.sender().send(&event(key, BODY.as_bytes(), ""))
+}
+
+fn deliveries(daemon: &Daemon, result: &str) -> f64 {
+    let labels = [("endpoint", "crm"), ("result", result)];
+    daemon.metric("hookward_deliveries_total", &labels)
+}
+
+#[test]
+fn an_answer_in_time_is_relayed_and_nothing_is_kept() {
+    for status in [200, 201, 302, 400, 404, 409, 422] {
+        let upstream = Upstream::new(Act::status(status));
+        let daemon = daemon(&upstream.url(), "");
+        let reply = send(&daemon, "k");
+        assert_eq!((reply.status, reply.outcome()), (status, "forwarded"));
+        assert_eq!(reply.body, b"done");
+        assert_eq!(upstream.count(), 1);
+        let pending = [("endpoint", "crm"), ("state", "pending")];
+        assert_eq!(daemon.metric("hookward_queue_events", &pending), 0.0);
+        assert_eq!(deliveries(&daemon, "delivered"), 0.0);
+    }
+}
+
+#[test]
+fn what_fails_is_acknowledged_from_disk_and_delivered_by_a_second_attempt() {
+    let acts = [500, 502, 503, 504, 408, 429].map(Act::status);
+    for act in acts.into_iter().chain([Act::Close, Act::Reset]) {
+        let upstream = Upstream::new(Act::status(200));
+        upstream.then([act.clone()]);
+        let daemon = daemon(&upstream.url(), "");
+        let reply = send(&daemon, "k");
+        assert_eq!((reply.status, reply.outcome()), (200, "queued"), "{act:?}");
+        let attempts = [upstream.next_message(), upstream.next_message()];
+        let id = reply.header("hookward-event-id").unwrap();
+        for (message, number) in attempts.iter().zip(["1", "2"]) {
+            assert_eq!(message.value("hookward-event-id"), id);
+            assert_eq!(message.value("hookward-attempt"), number);
+            assert_eq!(message.body, BODY.as_bytes());
+        }
+        eventually("it is delivered", || {
+            deliveries(&daemon, "delivered") == 1.0
+        });
+        assert_eq!(deliveries(&daemon, "retry"), 1.0);
+        assert_eq!(upstream.count(), 2);
+        assert_eq!(send(&daemon, "k").outcome(), "duplicate");
+    }
+}
+
+#[test]
+fn an_upstream_that_is_not_there_is_fallen_back_from() {
+    let address = Upstream::nobody();
+    let daemon = daemon(&format!("http://{address}/in"), "");
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    let upstream = Upstream::at(address, Act::status(200));
+    let message = upstream.next_message();
+    assert_eq!(message.value("idempotency-key"), "k");
+    eventually("it is delivered", || {
+        deliveries(&daemon, "delivered") == 1.0
+    });
+}
+
+#[test]
+fn the_attempt_under_way_goes_on_and_its_success_is_the_delivery() {
+    let answer = b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = Upstream::new(Act::Wait(answer));
+    let daemon = daemon(&upstream.url(), "");
+    let reply = send(&daemon, "k");
+    assert_eq!((reply.status, reply.outcome()), (200, "queued"));
+    assert_eq!(upstream.next_message().value("hookward-attempt"), "1");
+    assert_eq!(deliveries(&daemon, "delivered"), 0.0);
+    upstream.release();
+    eventually("it is delivered", || {
+        deliveries(&daemon, "delivered") == 1.0
+    });
+    let pending = [("endpoint", "crm"), ("state", "pending")];
+    eventually("none is left", || {
+        daemon.metric("hookward_queue_events", &pending) == 0.0
+    });
+    let daemon = daemon.end(Signal::KILL).start();
+    assert_eq!(send(&daemon, "k").outcome(), "duplicate");
+    assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn the_attempt_under_way_goes_on_and_its_failure_is_the_first_of_the_schedule() {
+    let answer = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::Wait(answer)]);
+    let daemon = daemon(&upstream.url(), "");
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    upstream.next_message();
+    assert_eq!(upstream.count(), 1);
+    upstream.release();
+    assert_eq!(upstream.next_message().value("hookward-attempt"), "2");
+    eventually("it is delivered", || {
+        deliveries(&daemon, "delivered") == 1.0
+    });
+}
+
+#[test]
+fn the_attempt_under_way_ends_at_its_timeout() {
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::Hang]);
+    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1s\"");
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    upstream.next_message();
+    assert_eq!(upstream.next_message().value("hookward-attempt"), "2");
+}
+
+#[test]
+fn a_crash_after_the_fallback_loses_nothing() {
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::Hang]);
+    let daemon = daemon(&upstream.url(), "");
+    let reply = send(&daemon, "k");
+    assert_eq!(reply.outcome(), "queued");
+    upstream.next_message();
+    let _daemon = daemon.end(Signal::KILL).start();
+    let message = upstream.next_message();
+    assert_eq!(message.value("hookward-attempt"), "2");
+    let id = reply.header("hookward-event-id").unwrap();
+    assert_eq!(message.value("hookward-event-id"), id);
+}
+
+#[test]
+fn the_end_waits_for_the_attempt_under_way() {
+    let answer = b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = Upstream::new(Act::Wait(answer));
+    let mut daemon = daemon(&upstream.url(), "");
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    upstream.next_message();
+    daemon.signal(Signal::TERM);
+    daemon.wait_for_log("\"stopping\"");
+    upstream.release();
+    assert!(daemon.wait().success());
+    let daemon = daemon.end_of_it().start();
+    assert_eq!(send(&daemon, "k").outcome(), "duplicate");
+    assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn a_duplicate_of_one_under_way_hears_what_became_of_it() {
+    let upstream = Upstream::new(Act::Hang);
+    let daemon = daemon(&upstream.url(), "");
+    let outcomes = std::thread::scope(|scope| {
+        let copies: Vec<_> = (0..5)
+            .map(|_| scope.spawn(|| send(&daemon, "k").outcome().to_owned()))
+            .collect();
+        let mut outcomes: Vec<_> = copies.into_iter().map(|c| c.join().unwrap()).collect();
+        outcomes.sort();
+        outcomes
+    });
+    let expected = ["duplicate", "duplicate", "duplicate", "duplicate", "queued"];
+    assert_eq!(outcomes, expected);
+    assert_eq!(upstream.count(), 1);
+}
