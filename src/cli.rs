@@ -61,8 +61,9 @@ enum Command {
 /// Where a configuration comes from.
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// TOML, or YAML by extension [default: /etc/hookward/hookward.toml, if present]
-    #[arg(long, value_name = "FILE", env = "HOOKWARD_CONFIG")]
+    /// TOML, or YAML by extension [default: HOOKWARD_CONFIG, or /etc/hookward/hookward.toml if
+    /// present]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where verified events go; makes one endpoint named default
     #[arg(long, value_name = "URL")]
@@ -84,8 +85,9 @@ struct ServeArgs {
 impl ServeArgs {
     fn sources(self) -> Sources {
         Sources {
-            file: self.config,
+            file: config_file(self.config),
             env: environment(),
+            unreadable: unreadable(),
             flags: Flags {
                 upstream: self.upstream,
                 secret_env: self.secret_env,
@@ -95,6 +97,21 @@ impl ServeArgs {
             },
         }
     }
+}
+
+/// The configuration's file: what was named, or what the environment names; empty is unset.
+fn config_file(named: Option<PathBuf>) -> Option<PathBuf> {
+    let variable = std::env::var_os("HOOKWARD_CONFIG");
+    named.or_else(|| variable.filter(|path| !path.is_empty()).map(PathBuf::from))
+}
+
+/// The names of our variables whose values are no text.
+fn unreadable() -> Vec<String> {
+    std::env::vars_os()
+        .filter(|(_, value)| value.to_str().is_none())
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with("HOOKWARD_"))
+        .collect()
 }
 
 /// The environment; what is not text cannot be configuration.
@@ -128,6 +145,37 @@ impl From<io::Error> for Failure {
 type Outcome = Result<(), Failure>;
 
 impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// The exit code, when there is nothing to do: help was shown, or the usage is wrong and was
+    /// said to be, in one line.
+    pub fn from_arguments() -> Result<Self, ExitCode> {
+        use clap::error::ErrorKind;
+        let error = match Self::try_parse() {
+            Ok(cli) => return Ok(cli),
+            Err(error) => error,
+        };
+        let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        if is_help || !error.use_stderr() {
+            // With the stream closed the exit code has to do.
+            let _ = error.print();
+            return Err(ExitCode::from(
+                u8::try_from(error.exit_code()).unwrap_or(USAGE),
+            ));
+        }
+        let text = error.to_string();
+        let said = text.strip_prefix("error: ").unwrap_or(&text).lines();
+        let said: Vec<_> = said
+            .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let line = said.join(" ");
+        let _ = writeln!(io::stderr(), "hookward: {line}; see hookward --help");
+        Err(ExitCode::from(USAGE))
+    }
+
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {

@@ -29,6 +29,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
+    /// The names of our variables that hold no UTF-8 text: they are ignored, with a warning.
+    pub unreadable: Vec<String>,
     /// What the command line says besides.
     pub flags: Flags,
 }

@@ -90,13 +90,16 @@ impl PathPattern {
                 && path
                     .bytes()
                     .all(|b| b.is_ascii_graphic() && !b"?#*\\\"<>^`{|}".contains(&b))
+                && !path.split('/').any(|part| matches!(part, "." | ".."))
         };
         match text.strip_suffix('*') {
             Some(prefix) if prefix.ends_with('/') && plain(prefix) => {
                 Ok(Self::Prefix(prefix.to_owned()))
             }
             None if plain(text) => Ok(Self::Exact(text.to_owned())),
-            _ => Err("a path that starts with / , without ? or #, with * only as a final /*"),
+            _ => Err(
+                "a path that starts with / , without ?, # or dot segments, with * only as a final /*",
+            ),
         }
     }
 }

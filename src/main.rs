@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use hookward::cli::Cli;
 
 /// Gives the memory of bodies back to the system, and is faster than the system's own.
@@ -10,5 +9,5 @@ use hookward::cli::Cli;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    Cli::parse().run()
+    Cli::from_arguments().map_or_else(|code| code, Cli::run)
 }

@@ -499,7 +499,7 @@ fn an_https_upstream_is_verified_by_the_root_that_was_named() {
         assert_eq!(upstream.next_message().body, BODY.as_bytes());
     }
     // By another name, or without that root, nobody is trusted.
-    let other = Daemon::relay(&url.replace("localhost", "127.0.0.2"), &options).start();
+    let other = Daemon::relay(&url.replace("localhost", "127.0.0.1"), &options).start();
     assert_eq!(
         other.sender().send(&event("3", BODY.as_bytes(), "")).status,
         502

@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::{io::Write as _, net::TcpListener, sync::Arc, thread};
+
 use support::{Act, BODY, Daemon, Upstream, event, eventually};
 
 #[test]
@@ -84,5 +86,74 @@ fn what_is_refused_before_it_is_a_request_has_a_line_with_its_peer() {
         assert_eq!(line["message"], message);
         assert_eq!(line["level"], level);
         assert_eq!(line["peer"], "127.0.0.1");
+    }
+}
+
+/// An https upstream that ends its sessions as soon as they are there.
+fn secure() -> u16 {
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+    let pem = |name: &str| format!("{FIXTURES}/{name}");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(pem("server.pem")).unwrap()],
+            PrivateKeyDer::from_pem_file(pem("server.key")).unwrap(),
+        )
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for tcp in listener.incoming().flatten() {
+            let config = config.clone();
+            thread::spawn(move || {
+                let mut session = rustls::ServerConnection::new(config).unwrap();
+                let _ = session.complete_io(&mut &tcp);
+            });
+        }
+    });
+    port
+}
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+
+#[test]
+fn why_no_tls_session_could_be_had_is_logged() {
+    let port = secure();
+    let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain_port = plain.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut tcp in plain.incoming().flatten() {
+            let _ = tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let ca = |name: &str| format!("[endpoints.crm.upstream_options]\nca = \"{FIXTURES}/{name}\"\n");
+    for (host, port, options, cause) in [
+        (
+            "localhost",
+            port,
+            ca("other-ca.pem"),
+            "its certificate's issuer is not known",
+        ),
+        (
+            "127.0.0.1",
+            port,
+            ca("ca.pem"),
+            "its certificate is for another name",
+        ),
+        ("localhost", plain_port, ca("ca.pem"), "is it https?"),
+    ] {
+        let url = format!("https://{host}:{port}/");
+        let daemon = Daemon::relay(&url, &options).start();
+        let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+        assert_eq!(reply.reason(), "upstream_unreachable");
+        daemon.wait_for_log("delivery failed");
+        let lines = daemon.lines();
+        let line = lines.iter().find(|l| l["message"] == "delivery failed");
+        let said = line.unwrap()["cause"].as_str().unwrap();
+        assert!(said.contains(cause), "{cause:?} in {said:?}");
     }
 }

@@ -66,6 +66,7 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
             listen: vec![args.listen],
         },
         file: None,
+        unreadable: Vec::new(),
     };
     let config = config::load(&sources, SystemTime::now())?;
     let app = App::start(config, sources).map_err(|error| Failure::Failed(error.to_string()))?;

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Failure, Outcome, environment};
+use super::{Failure, Outcome, config_file, environment};
 use crate::config::{self, Listen, Sources};
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -20,8 +20,8 @@ pub(super) struct HealthcheckArgs {
     /// The admin address, such as 127.0.0.1:9464 [default: the configuration's]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<String>,
-    /// The configuration to take the address from
-    #[arg(long, value_name = "FILE", env = "HOOKWARD_CONFIG")]
+    /// The configuration to take the address from [default: HOOKWARD_CONFIG]
+    #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
 }
 
@@ -32,14 +32,18 @@ pub(super) fn run(args: HealthcheckArgs) -> Outcome {
                 "--admin: expected an address such as 127.0.0.1:9464".to_owned(),
             ])
         })?,
-        None => configured(args.config)?,
+        None => configured(config_file(args.config))?,
     };
     let failed = |what: String| Failure::Failed(format!("{address}: {what}"));
-    let answer = ask(&address).map_err(|error| failed(error.to_string()))?;
+    let answer = ask(&address).map_err(|error| {
+        failed(format!(
+            "{error}; is hookward running, with admin.listen there?"
+        ))
+    })?;
     if answer.starts_with("HTTP/1.1 200 ") {
         Ok(())
     } else {
-        Err(failed("not ready".to_owned()))
+        Err(failed("not ready; its log says why".to_owned()))
     }
 }
 

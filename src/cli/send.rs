@@ -74,6 +74,12 @@ pub(super) fn run(args: SendArgs) -> Outcome {
             .as_bytes()
             .to_vec(),
     };
+    let is_value = |key: &String| http::HeaderValue::from_str(key).is_ok() && !key.is_empty();
+    if !args.key.as_ref().is_none_or(is_value) {
+        return Err(usage(
+            "--key: expected visible characters, as in a header's value".to_owned(),
+        ));
+    }
     let fresh = || uuid::Uuid::new_v4().to_string();
     let mut key = args.key.clone().unwrap_or_else(fresh);
     let mut last = 0;

@@ -144,8 +144,9 @@ fn read_root(
 
 fn read_server(root: &mut Table) -> Option<Server> {
     let mut table = root.table("server");
+    let is_empty = table.is_empty_list("listen");
     let listen = table.list("listen", &["0.0.0.0:8080"], ADDRESS, Listen::parse);
-    if listen.is_empty() {
+    if is_empty {
         table.fault("listen", "expected at least one address");
     }
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -306,13 +307,17 @@ fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints
         shown.insert(name, effective);
         schema = described;
     }
+    if let Some(schema) = schema.as_object_mut() {
+        let required = json!(["path", "upstream", "secrets"]);
+        schema.insert("required".to_owned(), required);
+    }
     table.end();
     root.show("endpoints", shown);
     root.describe(
         "endpoints",
         json!({
             "type": "object",
-            "propertyNames": {"pattern": "^[a-z][a-z0-9_]{0,62}$"},
+            "propertyNames": {"pattern": "^(?!.*__)[a-z][a-z0-9_]{0,62}$"},
             "additionalProperties": schema
         }),
     );

@@ -64,7 +64,13 @@ impl Document {
     /// # Errors
     /// A file that cannot be read or is no TOML or YAML.
     pub(super) fn read(sources: &Sources) -> Result<Self, Vec<Fault>> {
-        let (env, warnings) = environment(&sources.env);
+        let (env, mut warnings) = environment(&sources.env);
+        if !sources.unreadable.is_empty() {
+            let names = sources.unreadable.join(", ");
+            warnings.push(format!(
+                "ignored variables that are not UTF-8 text: {names}"
+            ));
+        }
         let file = sources.file.clone().or_else(|| file_of(&sources.env));
         let file =
             file.or_else(|| Some(DEFAULT_FILE.into()).filter(|path: &PathBuf| path.exists()));
@@ -107,10 +113,20 @@ impl Document {
         }
         let deepest = depth(&self.env_values, &keys);
         if deepest > 0 && deepest >= depth(&self.file_values, &keys) {
-            let keys = keys
-                .get(..variable_depth(&self.env_values, &keys))
-                .unwrap_or(&keys);
-            return format!("{PREFIX}{}", keys.join("__").to_ascii_uppercase());
+            // The variable that goes as deep as the key, or one that goes deeper.
+            let is_under = |long: &str, short: &str| {
+                let rest = long.strip_prefix(short);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            };
+            let names = || self.written.keys().map(String::as_str);
+            let above = names()
+                .filter(|name| is_under(path, name))
+                .max_by_key(|n| n.len());
+            let below = || names().find(|name| is_under(name, path));
+            if let Some(name) = above.or_else(below) {
+                let name = name.replace('.', "__").to_ascii_uppercase();
+                return format!("{PREFIX}{name}");
+            }
         }
         self.file
             .as_ref()
@@ -132,15 +148,10 @@ fn depth(value: &Value, keys: &[&str]) -> usize {
     depth
 }
 
-/// The same, but no deeper than a variable goes: into tables, not into what one holds.
-fn variable_depth(value: &Value, keys: &[&str]) -> usize {
-    depth(value, keys).max(1)
-}
-
 /// The file that `HOOKWARD_CONFIG` names.
 fn file_of(env: &[(String, String)]) -> Option<PathBuf> {
     env.iter()
-        .find(|(name, _)| name == "HOOKWARD_CONFIG")
+        .find(|(name, path)| name == "HOOKWARD_CONFIG" && !path.is_empty())
         .map(|(_, path)| path.into())
 }
 
@@ -153,7 +164,7 @@ fn read_file(path: &Path) -> Result<Value, Fault> {
     };
     let text = fs::read_to_string(path).map_err(|error| {
         let is_no_text = error.kind() == io::ErrorKind::InvalidData;
-        let reason = error.kind().to_string();
+        let reason = format!("{}; {}", error.kind(), remedy(error.kind()));
         fault(format!(
             "cannot be read: {}",
             if is_no_text {
@@ -170,6 +181,16 @@ fn read_file(path: &Path) -> Result<Value, Fault> {
         read_toml(&text)
     }
     .map_err(fault)
+}
+
+/// What helps when a file cannot be read.
+pub(super) fn remedy(kind: io::ErrorKind) -> &'static str {
+    match () {
+        () if kind == io::ErrorKind::NotFound => "create it, or name another",
+        () if kind == io::ErrorKind::PermissionDenied => "let this user read it",
+        () if kind == io::ErrorKind::IsADirectory => "name a file in it",
+        () => "look at the file system",
+    }
 }
 
 fn read_toml(text: &str) -> Result<Value, String> {

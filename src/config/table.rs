@@ -116,6 +116,12 @@ impl Table {
         self.values.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// Whether the key holds a list without an item.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        let list = self.values.get(key).and_then(Value::as_array);
+        list.is_some_and(Vec::is_empty)
+    }
+
     /// The keys given, for a table whose keys are names.
     pub(super) fn names(&self) -> Vec<String> {
         self.values.keys().cloned().collect()
@@ -203,6 +209,11 @@ impl Table {
         let number = self
             .read(key, Kind::Number, &expected, read)
             .unwrap_or(default);
+        let (least, most) = range.into_inner();
+        self.describe(
+            key,
+            json!({"type": "integer", "minimum": least, "maximum": most}),
+        );
         self.show(key, number);
         number
     }

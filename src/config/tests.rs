@@ -465,7 +465,7 @@ fn flags_alone_make_an_endpoint_named_default() {
             secret_env: Some("S".into()),
             ..Flags::default()
         },
-        file: None,
+        ..Sources::default()
     };
     let config = load(&sources, SystemTime::UNIX_EPOCH).unwrap();
     let endpoint = config.endpoints.iter().next().unwrap();

@@ -165,13 +165,25 @@ impl Case<'_> {
                 }
             }
         }
+        if !findings.is_empty() {
+            // As it is written it is right: another way to write it would explain nothing.
+            findings.truncate(8);
+            return findings;
+        }
         for (scheme, slip) in self.other_schemes() {
-            if secrets
-                .iter()
-                .any(|(key, _)| self.check(&scheme, key, self.body).is_ok())
-            {
-                findings.push(format!("It matches {slip}."));
+            let matches = |key: &[u8]| self.check(&scheme, key, self.body).is_ok();
+            match secrets.iter().find(|(key, _)| matches(key)) {
+                None => {}
+                Some((_, "")) => findings.push(format!("It matches {slip}.")),
+                Some((_, other)) => findings.push(format!("It matches {slip}, with {other}.")),
             }
+        }
+        if findings.is_empty() && BUFFER_SIZES.contains(&self.body.len()) {
+            findings.push(format!(
+                "The body is exactly {} bytes long, a common buffer size: most likely it was cut \
+                 there, and the whole was signed.",
+                self.body.len()
+            ));
         }
         findings.truncate(8);
         findings

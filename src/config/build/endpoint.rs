@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{DAY, MS, as_moment, queueing::on_disk, read_dedup};
 use crate::{
+    config::document::remedy,
     config::table::{Kind, Table, as_text},
     endpoint::{
         Dedup, Endpoint, EndpointName, Enforcement, EventFilter, PathPattern, Rate, TlsMaterial,
@@ -157,13 +158,12 @@ impl Reader<'_> {
         let name = entry
             .text("name")
             .or_else(|| is_single.then(|| "default".to_owned()));
-        let Some(name) = name else {
+        if name.is_none() {
             entry.fault(
                 "name",
                 "expected a name, such as the month the secret was made",
             );
-            return None;
-        };
+        }
         let encodings = [
             ("scheme", None),
             ("utf8", Some(SecretEncoding::Utf8)),
@@ -179,10 +179,10 @@ impl Reader<'_> {
                 "not_after",
                 humantime::format_rfc3339_seconds(not_after).to_string(),
             );
-        } else if has_end {
-            return None;
         }
+        // Everything is read before anything is given up: a key that is not read is unknown.
         let text = self.hidden(entry)?;
+        let name = name.filter(|_| not_after.is_some() || !has_end)?;
         entry.show("value", "***");
         let decoded = match encoding {
             Some(encoding) => encoding.decode(&text),
@@ -223,6 +223,13 @@ impl Reader<'_> {
             );
             return None;
         }
+        let (key, empty) = match variable {
+            Some(_) => ("env", "the variable named here is empty; set it"),
+            None => (
+                "file",
+                "the file named here is empty; write the secret into it",
+            ),
+        };
         let bytes = match (file, variable) {
             (Some(path), None) => self.file(entry, "file", Path::new(&path))?,
             (None, Some(name)) => {
@@ -230,11 +237,12 @@ impl Reader<'_> {
                 match found.map(|(_, value)| value.as_bytes().to_vec()) {
                     Some(bytes) if !bytes.is_empty() => Zeroizing::new(bytes),
                     Some(_) => {
-                        entry.fault("env", "the variable named here is empty; set it");
+                        entry.fault(key, empty);
                         return None;
                     }
                     None => {
-                        entry.fault("env", "the variable named here is not set; set it");
+                        let unset = "the variable named here is not set, or not UTF-8 text; set it";
+                        entry.fault("env", unset);
                         return None;
                     }
                 }
@@ -249,10 +257,7 @@ impl Reader<'_> {
             .map(|b| b.strip_suffix(b"\r").unwrap_or(b));
         let cut = Zeroizing::new(cut.unwrap_or(&bytes).to_vec());
         if cut.is_empty() {
-            entry.fault(
-                "file",
-                "the file named here is empty; write the secret into it",
-            );
+            entry.fault(key, empty);
             return None;
         }
         Some(cut)
@@ -264,7 +269,9 @@ impl Reader<'_> {
             Ok(bytes) => Some(Zeroizing::new(bytes)),
             Err(error) => {
                 let kind = error.kind();
-                table.fault(key, format!("the file named here cannot be read: {kind}"));
+                let remedy = remedy(kind);
+                let what = format!("the file named here cannot be read: {kind}; {remedy}");
+                table.fault(key, what);
                 None
             }
         }
@@ -474,11 +481,12 @@ fn as_rate(value: &Value) -> Option<(String, Rate)> {
 }
 
 fn events(table: &mut Table) -> EventFilter {
+    let is_empty = table.is_empty_list("events");
     let expected = "an event type, or *";
     let types = table.list("events", &["*"], expected, |text| {
         (!text.is_empty()).then(|| text.to_owned())
     });
-    if types.is_empty() {
+    if is_empty {
         table.fault(
             "events",
             "expected at least one event type, or [\"*\"] for all",
