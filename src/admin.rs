@@ -118,8 +118,6 @@ impl Handler for Admin {
 
     fn tick(&self, _: Instant) {}
 
-    fn close(&self) {}
-
     fn refused(&self, _: Rejection, _: Option<std::net::IpAddr>) {}
 
     async fn finish(&self) {}

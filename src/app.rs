@@ -144,6 +144,7 @@ impl App {
             table: Table::new(config.dedup_capacity, MAX_IN_FLIGHT, keys, Instant::now()),
             queue,
             access_log: AtomicBool::new(config.log.access),
+            is_leaving: AtomicBool::new(false),
             refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
             metrics,
@@ -312,14 +313,13 @@ impl App {
     /// operator's listeners last.
     async fn drain(&mut self) -> Result<(), AppError> {
         self.is_ready.store(false, Ordering::Release);
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
         let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
         tracing::info!(
             delay_seconds = delay.as_secs_f64(),
             grace_seconds = grace.as_secs_f64(),
             "stopping"
         );
-        self.public
-            .send_modify(|orders| orders.stage = Stage::Leaving);
         tokio::time::sleep(delay).await;
         self.public
             .send_modify(|orders| orders.stage = Stage::Draining);

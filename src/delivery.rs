@@ -37,7 +37,7 @@ pub async fn run(mut orders: watch::Receiver<Orders<Arc<Live>>>) -> io::Result<(
                 }
                 let orders = orders.borrow_and_update().clone();
                 let lanes: &[Arc<Lane>] = match orders.stage {
-                    Stage::Open | Stage::Leaving => orders.news.lanes(),
+                    Stage::Open => orders.news.lanes(),
                     Stage::Draining => &[],
                 };
                 employ(&mut workers, lanes, &mut tasks);

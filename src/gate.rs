@@ -11,9 +11,9 @@ mod live;
 mod visit;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -55,7 +55,6 @@ pub struct Gate {
     random: RefCell<rand::rngs::StdRng>,
     /// Attempts that go on after their senders were answered; bounded by the upstreams' places.
     tasks: RefCell<JoinSet<()>>,
-    is_closing: Cell<bool>,
 }
 
 /// The running configuration with this thread's pools beside it, by endpoint number.
@@ -82,7 +81,6 @@ impl Gate {
             lanes: RefCell::new(Rc::new(Lanes::new(live))),
             random: RefCell::new(rand::make_rng()),
             tasks: RefCell::default(),
-            is_closing: Cell::new(false),
         })
     }
 
@@ -99,11 +97,6 @@ impl Gate {
     /// Puts another configuration in force. Requests under way end under the one they began with.
     pub fn switch(&self, live: Arc<Live>) {
         *self.lanes.borrow_mut() = Rc::new(Lanes::new(live));
-    }
-
-    /// From now on every answer asks the sender to close its connection.
-    pub fn close(&self) {
-        self.is_closing.set(true);
     }
 
     /// Drops upstream connections that died while idle, and keys whose window is over.
@@ -138,7 +131,7 @@ impl Gate {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
         };
-        if self.is_closing.get() || visit.closes {
+        if self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes {
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
         let ended = visit.answered.unwrap_or_else(Instant::now);

@@ -72,8 +72,6 @@ pub trait Handler: 'static {
     fn learn(&self, news: &Self::News);
     /// Looks after idle state, about once a second.
     fn tick(&self, now: Instant);
-    /// From now on every answer asks to close the connection.
-    fn close(&self);
     /// Counts and logs a request that was refused before it was one.
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>);
     /// Resolves when what goes on after the last answer has ended.
@@ -85,8 +83,6 @@ pub trait Handler: 'static {
 pub enum Stage {
     /// Serving.
     Open,
-    /// Still accepting; answers ask to close.
-    Leaving,
     /// No longer accepting; requests in flight finish.
     Draining,
 }
@@ -255,9 +251,6 @@ pub async fn run<H: Handler>(
                 }
                 let orders = orders.borrow_and_update().clone();
                 here.handler.learn(&orders.news);
-                if orders.stage > Stage::Open {
-                    here.handler.close();
-                }
                 if orders.stage == Stage::Draining {
                     // Whoever is connected already is served.
                     for listener in listeners.drain(..) {
@@ -463,10 +456,6 @@ impl Handler for Rc<Gate> {
 
     fn tick(&self, now: Instant) {
         self.sweep(now);
-    }
-
-    fn close(&self) {
-        Gate::close(self);
     }
 
     fn refused(&self, rejection: Rejection, peer: Option<IpAddr>) {

@@ -37,6 +37,8 @@ pub struct Shared {
     pub queue: Option<Queue>,
     /// Whether each answer is worth a log line.
     pub access_log: AtomicBool,
+    /// From now on every answer asks the sender to close its connection.
+    pub is_leaving: AtomicBool,
     /// Keeps a flood of refusals from flooding the log.
     pub refusals: Refusals,
     /// The same for oddities of events that go on.
