@@ -21,6 +21,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     sync::watch,
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{Control, Order};
@@ -41,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_hours(1);
 /// Orders carried out at a time.
 const AT_ONCE: usize = 8;
+/// Pause after an accept that failed, for want of descriptors or memory as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +101,7 @@ pub async fn serve(
     let listener = tokio::net::UnixListener::from_std(socket.listener.try_clone()?)?;
     let control = Rc::new(control);
     let mut tasks = JoinSet::new();
+    let mut pause_until: Option<Instant> = None;
     loop {
         if orders.borrow_and_update().stage == Stage::Draining {
             return Ok(());
@@ -110,12 +114,28 @@ pub async fn serve(
                 }
             }
             _ = tasks.join_next(), if !tasks.is_empty() => {}
-            accepted = listener.accept(), if tasks.len() < AT_ONCE => {
-                let (stream, _) = accepted?;
-                let live = orders.borrow().news.clone();
-                tasks.spawn_local(answer(stream, control.clone(), live));
+            accepted = listener.accept(), if tasks.len() < AT_ONCE && pause_until.is_none() => {
+                match accepted {
+                    Ok((stream, _)) => {
+                        let live = orders.borrow().news.clone();
+                        tasks.spawn_local(answer(stream, control.clone(), live));
+                    }
+                    // An operator waits; what senders and upstreams do goes on.
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept an order; trying again");
+                        pause_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    }
+                }
             }
+            () = pause(pause_until) => pause_until = None,
         }
+    }
+}
+
+async fn pause(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 
