@@ -61,12 +61,12 @@ impl Ended {
         }
     }
 
-    /// What follows the attempt with this number, counted from 1. `chance`, from 0 to 1, moves the
-    /// pause within its jitter.
+    /// What follows the attempt with this number, counted from 1 since the event came or was last
+    /// replayed. `chance`, from 0 to 1, moves the pause within its jitter.
     ///
     /// The upstream's `Retry-After` can make a pause longer, never shorter: an upstream that asks
     /// for a second each time would else use up days of attempts in seconds.
-    pub fn verdict(self, attempt: u32, queueing: &Queueing, chance: f64) -> Verdict {
+    pub fn verdict(self, tries: u32, queueing: &Queueing, chance: f64) -> Verdict {
         let asked = match self {
             Self::Answered { status, .. } if status.is_success() => return Verdict::Delivered,
             Self::Answered { status, .. } if queueing.permanent_statuses.contains(&status) => {
@@ -75,7 +75,7 @@ impl Ended {
             Self::Answered { retry_after, .. } => retry_after.unwrap_or_default(),
             Self::Failed(_) | Self::TimedOut(_) => Duration::ZERO,
         };
-        let number = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+        let number = usize::try_from(tries.saturating_sub(1)).unwrap_or(usize::MAX);
         let Some(pause) = queueing.retry.get(number) else {
             return Verdict::Dead;
         };

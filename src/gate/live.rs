@@ -167,7 +167,7 @@ impl Lane {
         let (endpoint, deliveries) = (&*self.endpoint, &self.metrics.deliveries);
         let (name, event_id, attempt) = (&endpoint.name, lease.id(), lease.attempt());
         let status = ended.status().map(|status| status.as_u16());
-        match ended.verdict(attempt, &endpoint.queueing, rand::random()) {
+        match ended.verdict(lease.tries(), &endpoint.queueing, rand::random()) {
             Verdict::Delivered => {
                 deliveries.delivered.inc();
                 tracing::debug!(endpoint = %name, %event_id, attempt, status, "delivered");
