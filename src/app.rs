@@ -180,7 +180,11 @@ impl App {
         }
         let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
         if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
-            let control = Control::new(queue.clone(), shared.table.clone());
+            let control = Control::new(
+                queue.clone(),
+                shared.table.clone(),
+                Some(shared.metrics.clone()),
+            );
             let (orders, ended) = (seen.clone(), disk_ended_one.clone());
             storage::control(dir, control, orders, ended)?;
             storage::delivery(seen.clone(), disk_ended_one)?;

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::{
     dedup::Table,
     endpoint::{EndpointName, Endpoints},
+    metrics::Metrics,
     queue::{self, Cursor, Queue, State},
 };
 
@@ -108,12 +109,18 @@ pub enum Which {
 pub struct Control {
     queue: Queue,
     table: Arc<Table>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl Control {
-    /// Works on a queue; `table` is the one that knows its keys too.
-    pub fn new(queue: Queue, table: Arc<Table>) -> Self {
-        Self { queue, table }
+    /// Works on a queue; `table` is the one that knows its keys too, `metrics` those of the instance
+    /// that runs.
+    pub fn new(queue: Queue, table: Arc<Table>, metrics: Option<Arc<Metrics>>) -> Self {
+        Self {
+            queue,
+            table,
+            metrics,
+        }
     }
 
     /// Carries one order out, under these endpoints' configuration.
@@ -164,7 +171,7 @@ impl Control {
                 let found = endpoints.iter().find(|e| e.name == name);
                 let found =
                     found.ok_or_else(|| format!("{endpoint}: no such endpoint is configured"))?;
-                reverify::reverify(&self.queue, &self.table, found).await
+                reverify::reverify(&self.queue, &self.table, self.metrics.as_deref(), found).await
             }
             Order::Show {
                 event_id,

@@ -21,7 +21,7 @@ use prometheus::{
 pub use self::queueing::{Deliveries, QueueMetrics};
 use crate::{
     dedup::{KeyReuse, Replay},
-    endpoint::{Endpoint, Enforcement, EventFilter, Mode},
+    endpoint::{Endpoint, EndpointName, Enforcement, EventFilter, Mode},
     rejection::Rejection,
     signature::KeySource,
 };
@@ -411,6 +411,11 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
+    }
+
+    /// Counts an event that came with a key that another body had before.
+    pub fn key_reused(&self, endpoint: &EndpointName) {
+        self.key_reuse.with_label_values(&[endpoint.as_str()]).inc();
     }
 
     /// Resolves the handles of one endpoint; those that count exist from here on.

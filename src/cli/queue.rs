@@ -345,7 +345,7 @@ impl Place {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let control = Control::new(queue.clone(), table);
+            let control = Control::new(queue.clone(), table, None);
             let said = control.carry_out(order, &endpoints).await;
             queue.close().await;
             said.map_err(Failure::Failed)

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     dedup::Table,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, EndpointName},
     gate,
     kept::Kept,
+    metrics::Metrics,
     queue::{self, AppendError, Appended, Fingerprint, Key, Keyed, NewEvent, Quarantined, Queue},
     rejection::Rejection,
 };
@@ -23,8 +25,13 @@ enum Second {
     Duplicate,
     /// It is an event of a type that the endpoint does not want.
     Filtered,
+    /// It is an event whose key was taken with another body: it stays.
+    KeyReused,
     /// It is an event now.
-    Released,
+    Released {
+        /// Its key was taken with another body before.
+        key_reused: bool,
+    },
     /// It stays: its signature still does not match, or it is no signature that it is kept for.
     Stays,
 }
@@ -33,11 +40,13 @@ enum Second {
 pub(super) async fn reverify(
     queue: &Queue,
     table: &Arc<Table>,
+    metrics: Option<&Metrics>,
     endpoint: &Endpoint,
 ) -> Result<Value, String> {
     let limits = gate::queue_limits(endpoint);
     let handle = queue.endpoint(&endpoint.name, Some(limits));
-    let (mut released, mut duplicates, mut filtered, mut unmatched) = (0, 0, 0, 0);
+    let (mut released, mut duplicates, mut filtered) = (0, 0, 0);
+    let (mut key_reused, mut unmatched) = (0, 0);
     let mut after = 0;
     loop {
         let batch = queue.quarantined(&endpoint.name, after, BATCH).await;
@@ -46,11 +55,19 @@ pub(super) async fn reverify(
         after = last.number;
         let mut done = Vec::new();
         for request in batch {
-            let number = request.number;
-            match look(&handle, table, endpoint, request).await? {
+            let (number, event_id) = (request.number, request.id);
+            let second = look(&handle, table, endpoint, request).await?;
+            if let Second::KeyReused | Second::Released { key_reused: true } = second {
+                note_reuse(metrics, &endpoint.name, event_id);
+            }
+            match second {
                 Second::Duplicate => duplicates += 1,
                 Second::Filtered => filtered += 1,
-                Second::Released => {
+                Second::KeyReused => {
+                    key_reused += 1;
+                    continue;
+                }
+                Second::Released { .. } => {
                     released += 1;
                     continue;
                 }
@@ -68,8 +85,17 @@ pub(super) async fn reverify(
         "released": released,
         "duplicates": duplicates,
         "filtered": filtered,
+        "key_reused": key_reused,
         "unmatched": unmatched,
     }))
+}
+
+/// Counts and logs an event that came with a key that another body had before.
+fn note_reuse(metrics: Option<&Metrics>, endpoint: &EndpointName, event_id: Uuid) {
+    if let Some(metrics) = metrics {
+        metrics.key_reused(endpoint);
+    }
+    tracing::warn!(%endpoint, %event_id, "idempotency key reused with another body");
 }
 
 async fn look(
@@ -99,9 +125,11 @@ async fn look(
     };
     let place = handle.place(bytes).map_err(|error| error.to_string())?;
     match place.append(event).await {
-        Ok(Appended::Duplicate { .. }) => Ok(Second::Duplicate),
-        Ok(Appended::Queued { .. }) => Ok(Second::Released),
-        Err(AppendError::KeyReuse) => Ok(Second::Stays),
+        Ok(Appended::Duplicate { key_reused: false }) => Ok(Second::Duplicate),
+        Ok(Appended::Duplicate { key_reused: true }) | Err(AppendError::KeyReuse) => {
+            Ok(Second::KeyReused)
+        }
+        Ok(Appended::Queued { key_reused }) => Ok(Second::Released { key_reused }),
         Err(AppendError::Refused(refused)) => Err(refused.to_string()),
     }
 }
