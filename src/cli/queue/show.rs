@@ -1,12 +1,35 @@
 //! What the queue's commands print, for people or as JSON.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 use super::print_json;
 use crate::cli::{Failure, Outcome, print};
+
+/// Whether a terminal would obey a character instead of showing it: control characters, and those
+/// that turn or hide the text around them (Unicode's Bidi_Control, line and paragraph separators).
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// A text in which what a terminal would obey is written out, such as `\u{1b}`.
+fn escaped(text: &str, is_let_through: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_obeyed(c) && !is_let_through(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
 
 /// A value as one word or line; what a sender wrote moves no cursor.
 fn text(value: &Value) -> String {
@@ -15,9 +38,7 @@ fn text(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     };
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    escaped(&text, |_| false)
 }
 
 fn field(of: &Value, key: &str) -> String {
@@ -126,7 +147,7 @@ pub(super) fn event(event: &Value, (headers, body): (bool, bool), json: bool) ->
     print(&lines)
 }
 
-/// The body, byte for byte.
+/// The body: byte for byte, except at a terminal, which gets nothing to obey but new lines and tabs.
 fn write_body(request: &Value) -> Outcome {
     let bytes = match request.get("body").and_then(Value::as_str) {
         Some(text) => text.as_bytes().to_vec(),
@@ -135,6 +156,12 @@ fn write_body(request: &Value) -> Outcome {
             let decoded = STANDARD.decode(encoded.unwrap_or_default());
             decoded.map_err(|error| Failure::Failed(error.to_string()))?
         }
+    };
+    let bytes = if io::stdout().is_terminal() {
+        let text = String::from_utf8_lossy(&bytes);
+        escaped(&text, |c| matches!(c, '\n' | '\t')).into_bytes()
+    } else {
+        bytes
     };
     match io::stdout()
         .write_all(&bytes)
