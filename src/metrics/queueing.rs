@@ -122,9 +122,11 @@ impl QueueMetrics {
         }
     }
 
-    /// Counts an event whose bytes are not what was written.
+    /// Counts an event whose bytes are not what was written, and which is a dead letter therefore.
     pub fn corrupt_record(&self, endpoint: &EndpointName) {
-        self.corrupt.with_label_values(&[endpoint.as_str()]).inc();
+        let name = endpoint.as_str();
+        self.corrupt.with_label_values(&[name]).inc();
+        self.deliveries.with_label_values(&[name, "dead"]).inc();
     }
 
     /// Takes over what the store says of itself, just before it is shown. An endpoint that is not
