@@ -7,7 +7,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
 
 use crate::{
     endpoint::Endpoint,
@@ -54,7 +54,14 @@ pub fn record(head: &Parts, origin: &Origin<'_>, body: &[u8]) -> Result<Bytes, T
         let value = Bytes::copy_from_slice(value?.as_bytes());
         Some((Bytes::from_static(name.as_bytes()), value))
     });
+    // Who read the body has overwritten what was announced in the head.
+    let length = HeaderValue::from(body.len());
     let received = head.headers.iter().map(|(name, value)| {
+        let value = if *name == header::CONTENT_LENGTH {
+            &length
+        } else {
+            value
+        };
         (
             Bytes::copy_from_slice(name.as_str().as_bytes()),
             Bytes::copy_from_slice(value.as_bytes()),
