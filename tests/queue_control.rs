@@ -10,12 +10,16 @@
 mod support;
 
 use std::{
+    io::Read as _,
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Output},
 };
 
-use rustix::process::Signal;
+use rustix::{
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::Value;
 use support::{Act, BODY, Daemon, Upstream, event, eventually};
 
@@ -447,4 +451,190 @@ fn a_reused_key_is_kept_in_the_quarantine_and_stays_there() {
     );
     upstream.next_message();
     assert_eq!(upstream.count(), 1);
+}
+
+/// What a command prints where its output is a terminal.
+fn at_a_terminal(dir: &Path, args: &[&str]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let end = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_hookward"))
+        .env_clear()
+        .arg("queue")
+        .args(args)
+        .arg("--data-dir")
+        .arg(dir)
+        .stdout(end)
+        .spawn()
+        .unwrap();
+    let mut printed = Vec::new();
+    // Without another end open, reading fails where a pipe would end.
+    let _ = std::fs::File::from(terminal).read_to_end(&mut printed);
+    assert!(child.wait().unwrap().success(), "{args:?}");
+    String::from_utf8(printed).unwrap()
+}
+
+#[test]
+fn what_a_sender_wrote_gives_a_terminal_no_orders() {
+    let upstream = Upstream::new(Act::status(503));
+    let daemon = Daemon::queue(&upstream.url(), LATER).start();
+    let dir = daemon.data_dir();
+    let body = "{\"type\":\"a\u{202e}b\",\n\t\"x\":\"\u{1b}[2J\u{9b}m\u{2066}caf\u{e9}\"}";
+    let more = "X-Name: a\u{9b}b\u{202e}c\r\n";
+    let reply = daemon.sender().send(&event("k", body.as_bytes(), more));
+    assert_eq!(reply.outcome(), "queued");
+    let id = reply.header("hookward-event-id").unwrap();
+    let obeyed = |c: char| {
+        (c.is_control() && !matches!(c, '\r' | '\n' | '\t'))
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    for args in [
+        &["list"][..],
+        &["show", id],
+        &["show", id, "--headers"],
+        &["show", id, "--headers", "--body"],
+    ] {
+        let printed = at_a_terminal(&dir, args);
+        assert!(!printed.contains(obeyed), "{args:?}: {printed:?}");
+    }
+    let printed = at_a_terminal(&dir, &["show", id, "--headers", "--body"]);
+    let shown = "\"x\":\"\\u{1b}[2J\\u{9b}m\\u{2066}caf\u{e9}\"}";
+    assert!(printed.ends_with(shown), "{printed:?}");
+    assert!(
+        printed.contains("x-name: a\\u{9b}b\\u{202e}c"),
+        "{printed:?}"
+    );
+    // Whoever reads it from a file or a pipe gets what was sent.
+    let piped = queue(&dir, &["show", id, "--body"]).stdout;
+    assert!(piped.ends_with(body.as_bytes()), "{piped:?}");
+}
+
+#[test]
+fn the_length_is_shown_as_it_was_announced() {
+    let upstream = Upstream::new(Act::status(503));
+    let daemon = Daemon::queue(&upstream.url(), LATER).start();
+    let reply = send(&daemon, "k", BODY);
+    let id = reply.header("hookward-event-id").unwrap();
+    let (_, text, _) = said(&queue(&daemon.data_dir(), &["show", id, "--headers"]));
+    let line = format!("\ncontent-length: {}\n", BODY.len());
+    assert!(text.contains(&line), "{text}");
+}
+
+#[test]
+fn want_of_descriptors_ends_nothing() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "").start();
+    let dir = daemon.data_dir();
+    assert_eq!(send(&daemon, "before", BODY).outcome(), "queued");
+    upstream.next_message();
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    let limited = |current| Rlimit {
+        current: Some(current),
+        ..getrlimit(Resource::Nofile)
+    };
+    // Below what it holds already: whatever is opened next is refused.
+    let before = prlimit(pid, Resource::Nofile, limited(8)).unwrap();
+    let waiting = std::os::unix::net::UnixStream::connect(dir.join("control.sock")).unwrap();
+    daemon.wait_for_log("cannot accept an order");
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    drop(waiting);
+    assert_eq!(lines(&dir, &["stats"])[0]["dead"], 0);
+    assert_eq!(send(&daemon, "after", BODY).outcome(), "queued");
+}
+
+#[test]
+fn a_replayed_dead_letter_begins_its_schedule_anew() {
+    let upstream = Upstream::new(Act::status(500));
+    let (daemon, ids) = with_dead(&upstream);
+    let dir = daemon.data_dir();
+    for _ in 0..upstream.count() {
+        upstream.next_message();
+    }
+    assert_eq!(lines(&dir, &["replay", &ids[0]])[0]["replayed"], 1);
+    for attempt in ["3", "4"] {
+        assert_eq!(upstream.next_message().value("hookward-attempt"), attempt);
+    }
+    let dead = [("endpoint", "crm"), ("result", "dead")];
+    eventually("it is dead again", || {
+        daemon.metric("hookward_deliveries_total", &dead) == 4.0
+    });
+    assert_eq!(upstream.count(), 8);
+}
+
+#[test]
+fn a_genuine_request_with_another_bodys_key_stays_in_the_quarantine() {
+    for (policy, released, left) in [("duplicate", 0, 1), ("reject", 0, 1), ("forward", 1, 0)] {
+        let upstream = Upstream::new(Act::status(200));
+        let more = format!(
+            "quarantine = \"1MiB\"\ndedup = {{ key_reuse = \"{policy}\" }}\n\
+             secrets = [{{ name = \"a\", env = \"SECRET\" }}, {{ name = \"b\", file = \"FILE\" }}]"
+        );
+        let setup = Daemon::queue(&upstream.url(), &more);
+        let file = setup.dir().join("second");
+        std::fs::write(&file, "not-what-the-sender-has-at-all").unwrap();
+        let daemon = setup.replace("FILE", file.to_str().unwrap()).start();
+        let dir = daemon.data_dir();
+        assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+        let next = "the-next-secret-of-the-sender-32";
+        let other = String::from_utf8(event("k", b"{}", "")).unwrap().replace(
+            &support::sign(support::SECRET, b"{}"),
+            &support::sign(next, b"{}"),
+        );
+        let reply = daemon.sender().send(other.as_bytes());
+        assert_eq!(reply.reason(), "signature_mismatch");
+        let held = || lines(&dir, &["stats"])[0]["quarantined"].clone();
+        eventually("it is kept", || held() == 1);
+        std::fs::write(&file, next).unwrap();
+        daemon.signal(Signal::HUP);
+        daemon.wait_for_log("configuration reloaded");
+        let said = lines(&dir, &["reverify", "--endpoint", "crm"]);
+        assert_eq!(
+            (&said[0]["released"], &said[0]["key_reused"]),
+            (&released.into(), &(1 - released).into()),
+            "{policy}: {said:?}"
+        );
+        eventually("the rest is left", || held() == left);
+        let reused = daemon.metric("hookward_key_reuse_total", &[("endpoint", "crm")]);
+        assert_eq!(reused, 1.0, "{policy}");
+        daemon.wait_for_log("idempotency key reused with another body");
+    }
+}
+
+#[test]
+fn an_event_whose_bytes_are_damaged_is_counted_among_the_dead() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "").start();
+    let dir = daemon.data_dir();
+    lines(&dir, &["pause", "crm"]);
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    let stopped = daemon.end(Signal::TERM);
+    let file = store_file(&dir);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes
+        .windows(BODY.len())
+        .position(|part| part == BODY.as_bytes())
+        .unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let daemon = stopped.start();
+    lines(&dir, &["resume", "crm"]);
+    for series in [
+        "hookward_deliveries_total",
+        "hookward_queue_corrupt_records_total",
+    ] {
+        eventually("it is counted", || {
+            let labels: &[_] = match series {
+                "hookward_deliveries_total" => &[("endpoint", "crm"), ("result", "dead")],
+                _ => &[("endpoint", "crm")],
+            };
+            daemon.metric(series, labels) == 1.0
+        });
+    }
+    assert_eq!(upstream.count(), 0);
 }
