@@ -9,7 +9,10 @@ use std::{
 
 use http::{HeaderMap, StatusCode, header};
 
-use crate::{endpoint::Queueing, upstream::UpstreamError};
+use crate::{
+    endpoint::Queueing,
+    upstream::{Progress, UpstreamError},
+};
 
 /// Longest pause an upstream can ask for.
 const RETRY_AFTER_LIMIT: Duration = Duration::from_hours(24);
@@ -51,6 +54,16 @@ impl Ended {
             status,
             retry_after: retry_after(headers, now),
         }
+    }
+
+    /// The end of an attempt that came so far: an upstream that has said 2xx has the event, whether
+    /// or not the rest of its answer came.
+    pub fn given(self, progress: &Progress) -> Self {
+        let status = progress.accepted();
+        status.map_or(self, |status| Self::Answered {
+            status,
+            retry_after: None,
+        })
     }
 
     /// The status, if there was an answer.

@@ -36,7 +36,7 @@ use crate::{
     metrics::{EventLabel, Outcome},
     rejection::{KeyFault, Malformation, Rejection},
     signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
-    upstream::{Answer, AnswerBody, UpstreamError},
+    upstream::{Answer, AnswerBody, Progress, UpstreamError},
 };
 
 /// Most bytes in an idempotency key.
@@ -659,9 +659,10 @@ impl Relay<'_> {
             .enter(self.passed)
             .ok_or(Rejection::Overloaded)?;
         let head = self.request_head(visit, body, verified);
+        let (progress, patience) = (Progress::default(), endpoint.deadline);
         let sent = self
             .pool
-            .send(permit, head, body.as_bytes(), keyed, endpoint.deadline);
+            .send(permit, head, body.as_bytes(), keyed, patience, &progress);
         let metrics = &self.lane.metrics;
         match self.watch.until(visit.deadline(endpoint), sent).await {
             Some(Ok(answer)) => {

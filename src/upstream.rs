@@ -14,7 +14,7 @@ mod answer;
 mod connect;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     future::poll_fn,
     io::{self, IoSlice},
@@ -244,6 +244,25 @@ pub struct Answer {
     pub body: AnswerBody,
 }
 
+/// How far an attempt has come; kept up to date, so that it tells of one that was given up as well.
+#[derive(Debug, Default)]
+pub struct Progress {
+    resends: Cell<u32>,
+    accepted: Cell<Option<StatusCode>>,
+}
+
+impl Progress {
+    /// How often the request has been sent again since the first time.
+    pub fn resends(&self) -> u32 {
+        self.resends.get()
+    }
+
+    /// The 2xx that the head of an answer held; the rest of the answer may not have come.
+    pub fn accepted(&self) -> Option<StatusCode> {
+        self.accepted.get()
+    }
+}
+
 /// How one attempt ended short of an answer.
 struct Failure {
     error: UpstreamError,
@@ -315,6 +334,7 @@ impl Pool {
     /// `keyed`: the event carries an idempotency key, so that an application can tell a second
     /// attempt from a second event.
     /// `patience` bounds how long a longer body may take.
+    /// `progress` tells how far it has come.
     ///
     /// # Errors
     /// See [`UpstreamError`]. The caller bounds the time: dropping the future closes the
@@ -326,10 +346,14 @@ impl Pool {
         body: &[u8],
         keyed: bool,
         patience: Duration,
+        progress: &Progress,
     ) -> Result<Answer, UpstreamError> {
-        let sent = self.exchange(&mut head, body, keyed).await;
+        let sent = self.exchange(&mut head, body, keyed, progress).await;
         self.keep_room(head.into_room());
         let (connection, answer) = sent?;
+        if answer.status.is_success() {
+            progress.accepted.set(Some(answer.status));
+        }
         self.receive(permit, connection, answer, patience).await
     }
 
@@ -339,6 +363,7 @@ impl Pool {
         head: &mut RequestHead,
         body: &[u8],
         keyed: bool,
+        progress: &Progress,
     ) -> Result<(Connection, Head), UpstreamError> {
         let body = if body.len() <= JOINED_LIMIT {
             head.join(body)
@@ -363,6 +388,7 @@ impl Pool {
                 return Err(failure.error);
             }
             connection = self.connect().await?;
+            progress.resends.set(progress.resends.get() + 1);
             (attempt, is_reused) = (2, false);
         }
     }

@@ -354,3 +354,22 @@ fn a_body_sent_again_under_another_key_is_refused_where_that_is_asked_for() {
     upstream.next_message();
     assert_eq!(upstream.count(), 1);
 }
+
+#[test]
+fn a_2xx_whose_answer_does_not_end_is_a_delivery() {
+    let endless = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n".to_vec();
+    for act in [
+        Act::Parts(endless.clone(), Vec::new()),
+        Act::AnswerAndClose(endless),
+    ] {
+        let upstream = Upstream::new(act.clone());
+        let more = format!("{QUICK}attempt_timeout = \"200ms\"");
+        let daemon = Daemon::queue(&upstream.url(), &more).start();
+        send(&daemon, "k", BODY);
+        eventually("it is delivered", || {
+            assert_eq!(deliveries(&daemon, "retry"), 0.0, "{act:?}");
+            deliveries(&daemon, "delivered") == 1.0
+        });
+        assert_eq!(upstream.count(), 1);
+    }
+}

@@ -203,3 +203,32 @@ fn without_room_on_disk_the_sender_hears_the_upstream() {
     upstream.by_default(Act::status(200));
     assert_eq!(send(&daemon, "other").outcome(), "forwarded");
 }
+
+#[test]
+fn a_second_sending_on_a_fresh_connection_is_counted() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), FALLBACK)
+        .replace("threads = 2", "threads = 1")
+        .on_disk()
+        .start();
+    assert_eq!(send(&daemon, "first").outcome(), "forwarded");
+    assert_eq!(upstream.next_message().connection, 1);
+    // The idle connection breaks off as it is used again, and so does the fresh one.
+    upstream.then([Act::Close, Act::Close]);
+    let numbers = |_| upstream.next_message().value("hookward-attempt").to_owned();
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    assert_eq!([0; 3].map(numbers), ["1", "2", "3"]);
+}
+
+#[test]
+fn a_2xx_whose_answer_does_not_end_is_the_delivery() {
+    let endless = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n".to_vec();
+    let upstream = Upstream::new(Act::Parts(endless, Vec::new()));
+    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1s\"\n");
+    assert_eq!(send(&daemon, "k").outcome(), "queued");
+    eventually("it is delivered", || {
+        assert_eq!(deliveries(&daemon, "retry"), 0.0);
+        deliveries(&daemon, "delivered") == 1.0
+    });
+    assert_eq!(upstream.count(), 1);
+}

@@ -15,7 +15,7 @@ use crate::{
     gate::Lane,
     kept::Kept,
     queue::{self, Lease, Refused, Settled},
-    upstream::{Permit, Pool},
+    upstream::{Permit, Pool, Progress},
 };
 
 /// Most events leased at once.
@@ -162,13 +162,14 @@ impl Worker {
     async fn attempt(
         self: Rc<Self>,
         running: Rc<Running>,
-        lease: Lease,
+        mut lease: Lease,
         permit: Permit,
         is_probe: bool,
     ) {
         let metrics = &running.lane.metrics;
+        let progress = Progress::default();
         metrics.deliveries.attempts.inc();
-        let ended = running.send(permit, &lease).await;
+        let ended = running.send(permit, &lease, &progress).await;
         metrics.deliveries.attempts.dec();
         self.news.notify_one();
         let Some(ended) = ended else {
@@ -190,6 +191,7 @@ impl Worker {
             lease.hand_back(None);
             return;
         }
+        lease.sent_again(progress.resends());
         let settled = running.lane.judge(&lease, ended);
         self.settle(lease, settled).await;
     }
@@ -230,7 +232,7 @@ impl Running {
     }
 
     /// Sends a leased event; `None` when it cannot be read.
-    async fn send(&self, permit: Permit, lease: &Lease) -> Option<Ended> {
+    async fn send(&self, permit: Permit, lease: &Lease, progress: &Progress) -> Option<Ended> {
         let Lane {
             endpoint, metrics, ..
         } = &*self.lane;
@@ -239,18 +241,18 @@ impl Running {
         let head = kept.request_head(endpoint, &id, lease.event_type(), lease.attempt());
         let limit = endpoint.queueing.attempt_timeout;
         let started = Instant::now();
-        // Never a second time on its own: each time counts as an attempt, and its number is on disk.
-        let sent = self.pool.send(permit, head, &kept.body, false, limit);
+        // A second time only where not one byte of the first went out.
+        let sent = self
+            .pool
+            .send(permit, head, &kept.body, false, limit, progress);
         let ended = match tokio::time::timeout(limit, sent).await {
-            Ok(Ok(answer)) => {
-                metrics.upstream_answered(answer.status, started.elapsed());
-                Ended::answered(answer.status, &answer.headers, SystemTime::now())
-            }
-            Ok(Err(error)) => Ended::Failed(error),
-            Err(_elapsed) => Ended::TimedOut(limit),
+            Ok(Ok(answer)) => Ended::answered(answer.status, &answer.headers, SystemTime::now()),
+            Ok(Err(error)) => Ended::Failed(error).given(progress),
+            Err(_elapsed) => Ended::TimedOut(limit).given(progress),
         };
-        if ended.status().is_none() {
-            metrics.upstream_errors.inc();
+        match ended.status() {
+            Some(status) => metrics.upstream_answered(status, started.elapsed()),
+            None => metrics.upstream_errors.inc(),
         }
         Some(ended)
     }

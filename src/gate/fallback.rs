@@ -28,13 +28,21 @@ use crate::{
     dedup::Ask,
     queue::{AppendError, AppendedLeased, Lease},
     rejection::Rejection,
-    upstream::Answer,
+    upstream::{Answer, Progress},
 };
 
 /// What part of a deadline is left for the commit when the upstream has been waited for.
 const FOR_THE_COMMIT: u32 = 10;
 
 type Attempt = Pin<Box<dyn Future<Output = Result<Answer, Ended>>>>;
+
+/// What is known of the attempt when the event went to disk.
+struct Running {
+    attempt: Attempt,
+    ended: Option<Result<Answer, Ended>>,
+    progress: Rc<Progress>,
+    began: Instant,
+}
 
 /// Whether an answer says that a later attempt may fare better.
 fn falls_back(status: StatusCode) -> bool {
@@ -57,7 +65,8 @@ impl Gate {
     ) -> Result<Reached, Rejection> {
         let endpoint = &relay.lane.endpoint;
         let body = Rc::new(body);
-        let mut attempt = relay.attempt(visit, &body)?;
+        let progress = Rc::new(Progress::default());
+        let mut attempt = relay.attempt(visit, &body, progress.clone())?;
         let deadline = visit.deadline(endpoint);
         let reserve = endpoint.deadline / FOR_THE_COMMIT;
         let fall_at = (relay.passed + after).min(deadline.checked_sub(reserve).unwrap_or(deadline));
@@ -72,7 +81,13 @@ impl Gate {
             Ok(AppendedLeased::Leased { lease, key_reused }) => {
                 self.note_reuse(key_reused, relay, visit, &body);
                 let lane = relay.lane.clone();
-                let finish = finish(lane, lease, attempt, ended, relay.passed);
+                let running = Running {
+                    attempt,
+                    ended,
+                    progress,
+                    began: relay.passed,
+                };
+                let finish = finish(lane, lease, running);
                 self.tasks.borrow_mut().spawn_local(finish);
                 return Ok(Reached::Disk);
             }
@@ -96,14 +111,19 @@ impl Gate {
 
 impl Relay<'_> {
     /// The one attempt, which owns what it needs and so can outlive the request.
-    fn attempt(&self, visit: &Visit, body: &Rc<Body>) -> Result<Attempt, Rejection> {
+    fn attempt(
+        &self,
+        visit: &Visit,
+        body: &Rc<Body>,
+        progress: Rc<Progress>,
+    ) -> Result<Attempt, Rejection> {
         let permit = self.lane.upstream.enter(self.passed);
         let permit = permit.ok_or(Rejection::Overloaded)?;
         let head = self.request_head(visit, body, true);
         let (pool, body, keyed) = (self.pool.clone(), body.clone(), self.is_keyed);
         let limit = self.lane.endpoint.queueing.attempt_timeout;
         Ok(Box::pin(async move {
-            let sent = pool.send(permit, head, body.as_bytes(), keyed, limit);
+            let sent = pool.send(permit, head, body.as_bytes(), keyed, limit, &progress);
             match tokio::time::timeout(limit, sent).await {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(error)) => Err(Ended::Failed(error)),
@@ -175,28 +195,23 @@ async fn along<T>(
 }
 
 /// Waits for the end of the attempt and puts it on disk.
-async fn finish(
-    lane: Arc<Lane>,
-    lease: Lease,
-    attempt: Attempt,
-    ended: Option<Result<Answer, Ended>>,
-    began: Instant,
-) {
-    let ended = match ended {
+async fn finish(lane: Arc<Lane>, mut lease: Lease, running: Running) {
+    let ended = match running.ended {
         Some(ended) => ended,
-        None => attempt.await,
+        None => running.attempt.await,
     };
     let ended = match ended {
-        Ok(answer) => {
-            lane.metrics
-                .upstream_answered(answer.status, began.elapsed());
-            Ended::answered(answer.status, &answer.headers, SystemTime::now())
-        }
-        Err(ended) => {
-            lane.metrics.upstream_errors.inc();
-            ended
-        }
+        Ok(answer) => Ended::answered(answer.status, &answer.headers, SystemTime::now()),
+        Err(ended) => ended.given(&running.progress),
     };
+    match ended.status() {
+        Some(status) => {
+            let took = running.began.elapsed();
+            lane.metrics.upstream_answered(status, took);
+        }
+        None => lane.metrics.upstream_errors.inc(),
+    }
+    lease.sent_again(running.progress.resends());
     let (event_id, settled) = (lease.id(), lane.judge(&lease, ended));
     if let Err(error) = lease.settle(settled).await {
         let endpoint = &lane.endpoint.name;

@@ -65,6 +65,8 @@ pub(super) struct Held {
     pub(super) appended: Millis,
     pub(super) attempt: u32,
     pub(super) tries: u32,
+    /// Times it was sent again in this attempt.
+    pub(super) resends: u32,
     pub(super) bytes: i64,
     pub(super) lane: Option<[u8; 16]>,
 }
@@ -125,6 +127,12 @@ impl Lease {
     /// What to send: [`Record::encode`](super::Record::encode)'s bytes, checked against their sum.
     pub fn record(&self) -> &Bytes {
         &self.record
+    }
+
+    /// Counts the times that the event was sent again within this attempt: each is an attempt of
+    /// its own once this one is settled.
+    pub fn sent_again(&mut self, times: u32) {
+        self.held.resends = times;
     }
 
     /// Ends the attempt. Resolves when it is on disk; while the disk takes nothing, when it is

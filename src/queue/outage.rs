@@ -40,8 +40,9 @@ impl Unwritten {
         let due = match ending {
             Ending::HandedBack { delay } => at.saturating_add(delay.map_or(0, millis)),
             Ending::Settled(Settled::Retry { after, .. }) => {
-                held.attempt += 1;
-                held.tries += 1;
+                let sent = 1 + std::mem::take(&mut held.resends);
+                held.attempt += sent;
+                held.tries += sent;
                 at.saturating_add(millis(*after))
             }
             Ending::Settled(Settled::Dead { .. } | Settled::Delivered { .. }) => return None,

@@ -84,6 +84,7 @@ pub(in crate::queue) fn append(
             appended: tx.now,
             attempt: 1,
             tries: 1,
+            resends: 0,
             bytes,
             lane: entry.lane,
         };

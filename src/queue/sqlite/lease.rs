@@ -88,6 +88,7 @@ fn held(row: &Row<'_>, account: &Arc<Account>) -> rusqlite::Result<Held> {
         appended: row.get(3)?,
         attempt: attempts,
         tries: attempts.saturating_sub(replayed_after),
+        resends: 0,
         bytes: row.get(6)?,
         lane: row.get(7)?,
     })
@@ -157,9 +158,18 @@ pub(in crate::queue) fn settle(
     };
     let error = error.map(|error| cut(error, ERROR_LIMIT));
     let changed = tx.execute(
-        "UPDATE event SET state = ?3, at = ?4, last_status = ?5, last_error = ?6
+        "UPDATE event SET state = ?3, at = ?4, last_status = ?5, last_error = ?6,
+                attempts = attempts + ?7
          WHERE id = ?1 AND state = 1 AND attempts = ?2",
-        params![held.row, held.attempt, state, at, status, error],
+        params![
+            held.row,
+            held.attempt,
+            state,
+            at,
+            status,
+            error,
+            held.resends
+        ],
     )?;
     if changed == 0 {
         return Ok(false);
