@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     collections::BTreeSet,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -28,6 +28,8 @@ const MS: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_hours(24);
 /// What switches on something that does not exist yet.
 pub(super) const NOT_AVAILABLE: &str = "not available in this version";
+/// Longest data directory, in bytes: a socket's path is at most 107, and `/control.sock` is in it.
+const DATA_DIR_LENGTH: usize = 107 - "/control.sock".len();
 const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock";
 
 /// Makes a configuration of a document.
@@ -88,6 +90,9 @@ fn read_root(
 ) -> Option<Config> {
     let hour = Duration::from_hours(1);
     let data_dir = root.text("data_dir").map(PathBuf::from);
+    if let Some(what) = data_dir.as_deref().and_then(unusable) {
+        root.fault("data_dir", what);
+    }
     let shutdown_delay = root.duration("shutdown_delay", Duration::ZERO, Duration::ZERO..=hour);
     let shutdown_grace = root.duration(
         "shutdown_grace",
@@ -139,6 +144,25 @@ fn read_root(
         warnings: reader.warnings,
         watched: Vec::new(),
         effective: Value::Null,
+    })
+}
+
+/// Why a path can be no data directory, as far as looking tells; one that is not there is made.
+fn unusable(path: &Path) -> Option<String> {
+    let length = path.as_os_str().len();
+    if length == 0 {
+        return Some(
+            "expected a directory of this instance's own, such as /var/lib/hookward".to_owned(),
+        );
+    }
+    if length > DATA_DIR_LENGTH {
+        return Some(format!(
+            "expected a path of at most {DATA_DIR_LENGTH} bytes, which leaves room for the name of a socket in it"
+        ));
+    }
+    let is_other = path.exists() && !path.is_dir();
+    is_other.then(|| {
+        "expected a directory; it names something else: move that away, or name another".to_owned()
     })
 }
 
