@@ -105,6 +105,16 @@ pub enum Which {
     Ids(Vec<String>),
 }
 
+/// Why an order was not carried out, in one line: what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// It was tried and failed.
+    Failed(String),
+    /// It makes no sense.
+    Usage(String),
+}
+
 /// Who carries orders out.
 pub struct Control {
     queue: Queue,
@@ -126,9 +136,9 @@ impl Control {
     /// Carries one order out, under these endpoints' configuration.
     ///
     /// # Errors
-    /// One line: what, and what to do.
-    pub async fn carry_out(&self, order: Order, endpoints: &Endpoints) -> Result<Value, String> {
-        let said = |error: queue::OperateError| error.to_string();
+    /// See [`Refusal`].
+    pub async fn carry_out(&self, order: Order, endpoints: &Endpoints) -> Result<Value, Refusal> {
+        let said = |error: queue::OperateError| Refusal::Failed(error.to_string());
         match order {
             Order::Backup { to } => {
                 let shown = to.display().to_string();
@@ -158,6 +168,11 @@ impl Control {
             }
             Order::Pause { endpoint, paused } => {
                 let name = name(&endpoint)?;
+                if !self.is_known(&name, endpoints).await? {
+                    return Err(Refusal::Usage(format!(
+                        "{endpoint}: no such endpoint is configured or holds anything; see hookward queue stats"
+                    )));
+                }
                 self.queue.pause(&name, paused).await.map_err(said)?;
                 Ok(json!({"endpoint": endpoint, "paused": paused}))
             }
@@ -169,9 +184,12 @@ impl Control {
             Order::Reverify { endpoint } => {
                 let name = name(&endpoint)?;
                 let found = endpoints.iter().find(|e| e.name == name);
-                let found =
-                    found.ok_or_else(|| format!("{endpoint}: no such endpoint is configured"))?;
-                reverify::reverify(&self.queue, &self.table, self.metrics.as_deref(), found).await
+                let found = found.ok_or_else(|| {
+                    Refusal::Usage(format!("{endpoint}: no such endpoint is configured"))
+                })?;
+                reverify::reverify(&self.queue, &self.table, self.metrics.as_deref(), found)
+                    .await
+                    .map_err(Refusal::Failed)
             }
             Order::Show {
                 event_id,
@@ -179,7 +197,8 @@ impl Control {
             } => {
                 let shown = self.queue.show(id(&event_id)?, with_record).await;
                 let detail = shown.map_err(said)?;
-                let detail = detail.ok_or_else(|| format!("{event_id}: no such event"))?;
+                let detail =
+                    detail.ok_or_else(|| Refusal::Failed(format!("{event_id}: no such event")))?;
                 Ok(view::detail(&detail))
             }
             Order::Stats => {
@@ -188,23 +207,35 @@ impl Control {
             }
         }
     }
+
+    /// Whether an endpoint is configured or holds, or has held, anything.
+    async fn is_known(&self, name: &EndpointName, endpoints: &Endpoints) -> Result<bool, Refusal> {
+        if endpoints.iter().any(|endpoint| endpoint.name == *name) {
+            return Ok(true);
+        }
+        let stats = self.queue.stats().await;
+        let stats = stats.map_err(|error| Refusal::Failed(error.to_string()))?;
+        Ok(stats.iter().any(|stats| stats.endpoint == *name))
+    }
 }
 
-fn name(text: &str) -> Result<EndpointName, String> {
-    EndpointName::new(text).map_err(|expected| format!("endpoint: expected {expected}"))
+fn name(text: &str) -> Result<EndpointName, Refusal> {
+    EndpointName::new(text)
+        .map_err(|expected| Refusal::Usage(format!("endpoint: expected {expected}")))
 }
 
-fn id(text: &str) -> Result<Uuid, String> {
-    let parsed = Uuid::try_parse(text);
-    parsed.map_err(|_| "event id: expected one such as queue list shows".to_owned())
+fn id(text: &str) -> Result<Uuid, Refusal> {
+    let wrong = "event id: expected one such as queue list shows";
+    Uuid::try_parse(text).map_err(|_| Refusal::Usage(wrong.to_owned()))
 }
 
 impl Filter {
-    fn checked(self) -> Result<queue::Filter, String> {
+    fn checked(self) -> Result<queue::Filter, Refusal> {
         let state = |text: &String| {
             let states = [State::Dead, State::Delivered, State::Leased, State::Pending];
             let found = states.into_iter().find(|state| state.label() == *text);
-            found.ok_or_else(|| "state: expected pending, leased, delivered or dead".to_owned())
+            let wrong = "state: expected pending, leased, delivered or dead";
+            found.ok_or_else(|| Refusal::Usage(wrong.to_owned()))
         };
         Ok(queue::Filter {
             endpoint: self.endpoint.as_deref().map(name).transpose()?,
@@ -218,7 +249,7 @@ impl Filter {
 }
 
 impl Which {
-    fn selection(self) -> Result<queue::Selection, String> {
+    fn selection(self) -> Result<queue::Selection, Refusal> {
         match self {
             Self::Filter(filter) => Ok(queue::Selection::All(filter.checked()?)),
             Self::Ids(ids) => {

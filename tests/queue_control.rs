@@ -315,7 +315,11 @@ fn what_cannot_be_done_is_told_in_one_line() {
     for (dir, args, code, part) in [
         (&dir, &["replay"][..], 2, "which events?"),
         (&dir, &["drop"], 2, "which events?"),
-        (&dir, &["show", "nonsense"], 1, "event id: expected"),
+        (&dir, &["show", "nonsense"], 2, "event id: expected"),
+        (&dir, &["replay", "nonsense"], 2, "event id: expected"),
+        (&dir, &["pause", "crn"], 2, "no such endpoint"),
+        (&dir, &["pause", "No"], 2, "endpoint: expected"),
+        (&dir, &["list", "--limit", "0"], 2, "--limit"),
         (
             &dir,
             &["show", "01980000-0000-7000-8000-000000000000"],
@@ -331,7 +335,7 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (
             &dir,
             &["reverify", "--endpoint", "other"],
-            1,
+            2,
             "no such endpoint",
         ),
         (&nowhere, &["list"], 2, "no such directory"),
@@ -490,6 +494,8 @@ fn what_a_sender_wrote_gives_a_terminal_no_orders() {
     let reply = daemon.sender().send(&event("k", body.as_bytes(), more));
     assert_eq!(reply.outcome(), "queued");
     let id = reply.header("hookward-event-id").unwrap();
+    let kind = "{\"type\":\"a\u{202e}b\"}";
+    assert_eq!(send(&daemon, "other", kind).outcome(), "queued");
     let obeyed = |c: char| {
         (c.is_control() && !matches!(c, '\r' | '\n' | '\t'))
             || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -503,6 +509,7 @@ fn what_a_sender_wrote_gives_a_terminal_no_orders() {
         let printed = at_a_terminal(&dir, args);
         assert!(!printed.contains(obeyed), "{args:?}: {printed:?}");
     }
+    assert!(at_a_terminal(&dir, &["list"]).contains("a\\u{202e}b"));
     let printed = at_a_terminal(&dir, &["show", id, "--headers", "--body"]);
     let shown = "\"x\":\"\\u{1b}[2J\\u{9b}m\\u{2066}caf\u{e9}\"}";
     assert!(printed.ends_with(shown), "{printed:?}");
@@ -637,4 +644,39 @@ fn an_event_whose_bytes_are_damaged_is_counted_among_the_dead() {
         });
     }
     assert_eq!(upstream.count(), 0);
+}
+
+#[test]
+fn only_an_endpoint_that_is_known_is_paused_also_of_a_stopped_instance() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::queue(&upstream.url(), "").start();
+    let dir = daemon.data_dir();
+    assert_eq!(send(&daemon, "k", BODY).outcome(), "queued");
+    let stopped = daemon.end(Signal::TERM);
+    let (code, _, err) = said(&queue(&dir, &["pause", "crn"]));
+    assert_eq!(code, Some(2), "{err}");
+    assert_eq!(lines(&dir, &["stats"]).len(), 1);
+    assert_eq!(lines(&dir, &["pause", "crm"])[0]["paused"], true);
+    drop(stopped);
+}
+
+#[test]
+fn a_data_dir_that_cannot_be_one_is_a_fault_of_the_configuration() {
+    let upstream = Upstream::new(Act::status(200));
+    let dir = support::Dir::new();
+    let file = dir.write("file", "");
+    let long = format!("/tmp/{}", "x".repeat(120));
+    for (place, part) in [
+        (file.to_str().unwrap(), "expected a directory;"),
+        ("", "such as /var/lib/hookward"),
+        (&long, "at most 94 bytes"),
+    ] {
+        let setup = Daemon::with(
+            "data_dir = \"PLACE\"",
+            &Daemon::endpoint("crm", "/hook", &upstream.url(), ""),
+        );
+        let (code, said) = setup.replace("PLACE", place).refuse();
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains("data_dir: ") && said.contains(part), "{said}");
+    }
 }

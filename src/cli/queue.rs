@@ -4,6 +4,7 @@ mod show;
 
 use std::{
     io::Write as _,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -15,7 +16,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use super::{Failure, Outcome, environment, print};
 use crate::{
     config::{self, Sources},
-    control::{Control, Filter, Order, PAGE_LIMIT, Which, socket::Running},
+    control::{Control, Filter, Order, PAGE_LIMIT, Refusal, Which, socket::Running},
     dedup::{HashKeys, Table},
     endpoint::Endpoints,
     queue::{Observer, Options, Queue},
@@ -44,8 +45,8 @@ enum QueueCommand {
         #[command(flatten)]
         filter: FilterArgs,
         /// At most so many
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
+        #[arg(long, default_value = "100")]
+        limit: NonZeroUsize,
     },
     /// Show one event; its headers and body only when asked for
     Show {
@@ -212,7 +213,7 @@ pub(super) fn run(args: QueueArgs) -> Outcome {
     let place = Place { dir, sources };
     let json = args.json;
     match args.command {
-        QueueCommand::List { filter, limit } => list(&place, &filter.filter(), limit, json),
+        QueueCommand::List { filter, limit } => list(&place, &filter.filter(), limit.get(), json),
         QueueCommand::Show {
             event_id,
             headers,
@@ -322,7 +323,7 @@ impl Place {
             ))
         })?;
         match running {
-            Some(running) => running.ask(order).map_err(Failure::Failed),
+            Some(running) => running.ask(order).map_err(Failure::from),
             None => self.carry_out(order.clone()),
         }
     }
@@ -330,17 +331,20 @@ impl Place {
     fn carry_out(&self, order: Order) -> Result<Value, Failure> {
         let endpoints = match order {
             Order::Reverify { .. } => config::load(&self.sources, SystemTime::now())?.endpoints,
+            // The store may know the endpoint where the configuration cannot be read.
+            Order::Pause { .. } => config::load(&self.sources, SystemTime::now())
+                .map(|config| config.endpoints)
+                .unwrap_or_default(),
             Order::Backup { .. }
             | Order::Drop { .. }
             | Order::List { .. }
-            | Order::Pause { .. }
             | Order::Replay { .. }
             | Order::Show { .. }
             | Order::Stats => Endpoints::default(),
         };
         let queue = open(&self.dir)?;
         let keys = HashKeys::new(queue.hash_secret());
-        let table = Table::new(std::num::NonZeroUsize::MIN, 1, keys, Instant::now());
+        let table = Table::new(NonZeroUsize::MIN, 1, keys, Instant::now());
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())?;
@@ -348,8 +352,17 @@ impl Place {
             let control = Control::new(queue.clone(), table, None);
             let said = control.carry_out(order, &endpoints).await;
             queue.close().await;
-            said.map_err(Failure::Failed)
+            said.map_err(Failure::from)
         })
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Failed(line) => Self::Failed(line),
+            Refusal::Usage(line) => Self::Usage(vec![line]),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Control, Order};
+use super::{Control, Order, Refusal};
 use crate::{
     gate::Live,
     server::{Orders, Stage},
@@ -50,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Done(Value),
-    Refused(String),
+    Refused(Refusal),
 }
 
 /// Where orders come in; the file goes when this is dropped.
@@ -153,7 +153,10 @@ async fn answer(stream: tokio::net::UnixStream, control: Rc<Control>, live: Arc<
             Ok(done) => Answer::Done(done),
             Err(refused) => Answer::Refused(refused),
         },
-        Err(_) => Answer::Refused("the order is not one this version knows".to_owned()),
+        Err(_) => {
+            let what = "the order is not one this version knows";
+            Answer::Refused(Refusal::Failed(what.to_owned()))
+        }
     };
     let mut text = serde_json::to_vec(&answer).unwrap_or_default();
     text.push(b'\n');
@@ -187,8 +190,10 @@ impl Running {
     ///
     /// # Errors
     /// What it said, or that it did not.
-    pub fn ask(mut self, order: &Order) -> Result<Value, String> {
-        let failed = |error: io::Error| format!("the running instance did not answer: {error}");
+    pub fn ask(mut self, order: &Order) -> Result<Value, Refusal> {
+        let failed = |error: io::Error| {
+            Refusal::Failed(format!("the running instance did not answer: {error}"))
+        };
         let mut exchange = || {
             self.0.set_write_timeout(Some(PATIENCE))?;
             self.0.set_read_timeout(Some(LONGEST))?;
