@@ -24,17 +24,17 @@ pub(in crate::queue) fn append(
 ) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
     let endpoint = tx.endpoint(account)?;
     let id = tx.new_id();
-    if let Some(number) = entry.quarantined {
-        // In any case the request has had its second look.
-        discard(tx, account, number)?;
-    }
     let mut key_reused = false;
     if let Some(keyed) = &entry.key {
         match claim(tx, endpoint, keyed, id)? {
             Claim::Free => {}
             Claim::Passed => key_reused = true,
+            // What is no event stays where it can be looked at, unless an event has its body.
             Claim::Refused => return Ok(Err(AppendError::KeyReuse)),
             Claim::Taken { reused } => {
+                if !reused {
+                    release(tx, account, entry)?;
+                }
                 return Ok(Ok(Accepted {
                     key_reused: reused,
                     outcome: Taking::Duplicate,
@@ -42,6 +42,7 @@ pub(in crate::queue) fn append(
             }
         }
     }
+    release(tx, account, entry)?;
     let state = match &entry.lane {
         _ if entry.leased => 1,
         Some(lane) if lanes::is_used(tx, endpoint, lane)? => -1,
@@ -99,6 +100,14 @@ pub(in crate::queue) fn append(
         key_reused,
         outcome: Taking::Queued,
     }))
+}
+
+/// Takes the request that an event was out of the quarantine.
+fn release(tx: &mut Tx<'_>, account: &Arc<Account>, entry: &Entry) -> rusqlite::Result<()> {
+    if let Some(number) = entry.quarantined {
+        discard(tx, account, number)?;
+    }
+    Ok(())
 }
 
 enum Claim {
