@@ -11,7 +11,7 @@ use std::sync::{
 };
 use std::time::{Duration, Instant, SystemTime};
 
-use super::record::{from_unix_millis, unix_millis};
+use super::record::{LATEST, from_unix_millis, unix_millis};
 
 /// Milliseconds since 1970 by the store's clock.
 pub(super) type Millis = i64;
@@ -26,11 +26,13 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Begins at the wall clock's time, but not before the last time the store knows.
+    /// Begins at the wall clock's time, but not before the last time the store knows. One that
+    /// cannot be a time is damage: by it everything would be over and be removed.
     pub(super) fn new(wall_clock: SystemTime, last_known: Millis) -> Self {
+        let last_known = Some(last_known).filter(|known| *known <= LATEST);
         Self {
             started: Instant::now(),
-            origin: unix_millis(wall_clock).max(last_known),
+            origin: unix_millis(wall_clock).max(last_known.unwrap_or_default()),
             #[cfg(test)]
             ahead: Arc::default(),
         }

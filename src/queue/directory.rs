@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -31,6 +31,16 @@ pub(super) struct DataDir {
     path: PathBuf,
     lock: Mutex<File>,
     must_check: bool,
+}
+
+/// A file's device and inode.
+type Identity = (u64, u64);
+
+/// Files as they were when the store was opened.
+pub(super) struct Files(Vec<(PathBuf, Identity)>);
+
+fn identity_of(file: &fs::Metadata) -> Identity {
+    (file.dev(), file.ino())
 }
 
 impl DataDir {
@@ -105,6 +115,28 @@ impl DataDir {
         lock.rewind()?;
         lock.write_all(format!("{word} {:10}\n", std::process::id()).as_bytes())?;
         lock.sync_all()
+    }
+
+    /// What of the files in use is gone from the directory, or is another file there: what is
+    /// written to such a one, no later start finds.
+    pub(super) fn missing(&self, files: &Files) -> Option<PathBuf> {
+        let is_there = |(path, identity): &&(PathBuf, Identity)| {
+            fs::metadata(path).is_ok_and(|there| identity_of(&there) == *identity)
+        };
+        let missing = files.0.iter().find(|file| !is_there(file));
+        missing.map(|(path, _)| path.clone())
+    }
+
+    /// The files in use, to be looked for by [`DataDir::missing`]. All of them exist once the store
+    /// is open; SQLite makes none of them anew while it is.
+    pub(super) fn files(&self) -> io::Result<Files> {
+        let names = [LOCK, STORE, "queue.sqlite3-wal", "queue.sqlite3-shm"];
+        let files = names.map(|name| {
+            let path = self.path.join(name);
+            let identity = identity_of(&fs::metadata(&path)?);
+            Ok((path, identity))
+        });
+        Ok(Files(files.into_iter().collect::<io::Result<_>>()?))
     }
 
     /// Gives the directory free for another; for when nothing can be written through this any more.

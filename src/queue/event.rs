@@ -58,7 +58,8 @@ pub struct NewEvent {
     pub lane: Option<Bytes>,
     /// [`Record::encode`](super::Record::encode)'s bytes.
     pub record: Bytes,
-    /// The quarantined request it was, which goes in the same transaction.
+    /// The quarantined request it was. It goes in the same transaction, but stays when its key is
+    /// taken with another body.
     pub quarantined: Option<i64>,
 }
 

@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, wal::CheckpointMode};
 use super::{
     Broken,
     clock::{Millis, millis},
+    directory::Files,
     inbox::{Command, Purge},
     shared::{Account, Shared},
     sqlite::{
@@ -42,6 +43,7 @@ const EARLY: (u64, u64) = (15, 14);
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     connection: Connection,
+    files: Files,
     folded: u32,
     purged: Instant,
     sweep: KeyCursor,
@@ -49,11 +51,12 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>, connection: Connection) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, connection: Connection, files: Files) -> Self {
         let now = Instant::now();
         Self {
             shared,
             connection,
+            files,
             folded: 0,
             purged: now,
             sweep: KeyCursor::default(),
@@ -72,6 +75,12 @@ impl Keeper {
     }
 
     fn tick(&mut self) -> rusqlite::Result<()> {
+        if let Some(missing) = self.shared.dir.missing(&self.files) {
+            self.shared.break_off(Broken {
+                cause: format!("{} was removed or replaced", missing.display()),
+            });
+            return Ok(());
+        }
         let pages = self.shared.log_pages.load(Ordering::Relaxed);
         // The same length again: nothing was written since, or as good as nothing.
         if pages > LOG_PAGES && pages != self.folded {

@@ -100,6 +100,22 @@ impl Outage {
         Ok(leased)
     }
 
+    /// Takes back the leases of a process that ended. Returns how many there were, which is not
+    /// bounded here but by what that process leased.
+    pub(super) fn void(
+        &mut self,
+        connection: &Connection,
+        account: &Arc<Account>,
+        now: Millis,
+    ) -> rusqlite::Result<usize> {
+        let leased = lease::leased(connection, account, account.id.load(Ordering::Relaxed))?;
+        let count = leased.len();
+        for held in leased {
+            self.end(held, Ending::Settled(lease::ended_with_process()), now);
+        }
+        Ok(count)
+    }
+
     /// Ends a lease given out here or before. `false`: it is not the event's any more.
     pub(super) fn end(&mut self, held: Held, ending: Ending, now: Millis) -> bool {
         let current = self.entries.get(&held.row);

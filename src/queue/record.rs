@@ -148,9 +148,13 @@ pub(super) fn unix_millis(time: SystemTime) -> i64 {
     since.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
-/// The time a number of milliseconds after 1970; 1970 for what cannot be told.
+/// The last millisecond that is written with a year of four digits (RFC 3339 §5.6).
+pub(super) const LATEST: i64 = 253_402_300_799_999;
+
+/// The time a number of milliseconds after 1970; what cannot be a time, from a damaged row, is the
+/// nearest that can: 1970 or the end of the year 9999.
 pub(super) fn from_unix_millis(millis: i64) -> SystemTime {
-    let since = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+    let since = Duration::from_millis(u64::try_from(millis.min(LATEST)).unwrap_or_default());
     SystemTime::UNIX_EPOCH
         .checked_add(since)
         .unwrap_or(SystemTime::UNIX_EPOCH)

@@ -124,6 +124,12 @@ impl Book {
         self.limits.map_or(0, |limits| limits.quarantine_bytes)
     }
 
+    /// Records that make no room for new ones at once, in bytes: delivered ones do.
+    fn kept_bytes(&self) -> u64 {
+        let delivered = positive(self.tally.delivered.bytes);
+        self.tally.stored_bytes().saturating_sub(delivered)
+    }
+
     fn has_room(&self, bytes: u64) -> Result<(), Refused> {
         let Some(limits) = &self.limits else {
             return Ok(());
@@ -131,7 +137,7 @@ impl Book {
         let more = self.incoming.saturating_add(bytes);
         if self.tally.live_bytes().saturating_add(more) > limits.pending_bytes {
             Err(Refused::Full(Bound::PendingBytes))
-        } else if self.tally.stored_bytes().saturating_add(more) > limits.stored_bytes {
+        } else if self.kept_bytes().saturating_add(more) > limits.stored_bytes {
             Err(Refused::Full(Bound::StoredBytes))
         } else {
             Ok(())

@@ -38,6 +38,8 @@ const APPLICATION_ID: i64 = 0x686b_7764;
 const VERSION: i64 = 1;
 /// Statements kept prepared per connection.
 const STATEMENTS: usize = 64;
+/// No event has a higher number, however long there are events.
+const LAST_ID: i64 = 1 << 62;
 /// What a fresh log is cut to, in bytes.
 const JOURNAL_SIZE_LIMIT: i64 = 128 * 1024 * 1024;
 
@@ -382,6 +384,22 @@ const RECOUNT: [(&str, &str); 5] = [
     ),
     ("quarantined", "quarantine q WHERE q.endpoint = endpoint.id"),
 ];
+
+/// The number of the next event, above that of every row there is: a lower one, from a flipped bit,
+/// would break each append, at each start anew.
+pub(super) fn free_id(connection: &Connection, noted: i64) -> rusqlite::Result<i64> {
+    let sql = "SELECT max(ifnull((SELECT max(id) FROM event), 0),
+                          ifnull((SELECT max(id) FROM payload), 0))";
+    let last: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    if last > LAST_ID {
+        return Err(lease::damaged("an event's number cannot be one"));
+    }
+    Ok(if noted > LAST_ID {
+        last + 1
+    } else {
+        noted.max(last + 1)
+    })
+}
 
 /// A text as it is shown: one with a flipped bit may be no UTF-8.
 pub(super) fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {

@@ -2,6 +2,7 @@
 
 mod damage;
 mod events;
+mod hardship;
 mod model;
 mod operations;
 

@@ -13,7 +13,9 @@ use super::{
     OpenError, Options,
     clock::{Clock, Millis},
     directory::DataDir,
+    fault::Fault,
     keeper::Keeper,
+    outage::Outage,
     reader::{self, Desk},
     shared::{Account, Parts, Shared},
     sqlite::{self, Role, lease, said, tally::Tally, tx::Tx},
@@ -71,8 +73,10 @@ impl Threads {
             places: options.places,
             accounts: known.accounts,
         }));
-        let next_id = void(&writer, &shared, known.next_id).map_err(|e| said(&file, &e))?;
-        let writer = Writer::new(shared.clone(), writer, next_id).map_err(|e| said(&file, &e))?;
+        let (next_id, outage) =
+            void(&writer, &shared, known.next_id).map_err(|e| said(&file, &e))?;
+        let writer = Writer::new(shared.clone(), writer, next_id, outage);
+        let writer = writer.map_err(|e| said(&file, &e))?;
 
         let mut threads = Self {
             shared: shared.clone(),
@@ -89,7 +93,11 @@ impl Threads {
                 })
         };
         threads.writer = Some(start("writer", Box::new(move || writer.run()))?);
-        let keeper = Keeper::new(shared.clone(), keeper);
+        let files = shared.dir.files().map_err(|error| OpenError::Io {
+            path: file.clone(),
+            error,
+        })?;
+        let keeper = Keeper::new(shared.clone(), keeper, files);
         threads
             .others
             .push(start("keeper", Box::new(move || keeper.run()))?);
@@ -128,6 +136,7 @@ fn known(connection: &Connection) -> rusqlite::Result<Known> {
     let (next_id, clock, secret) = connection.query_row(store, [], |row| {
         Ok((row.get(0)?, row.get(1)?, row.get::<_, [u8; 16]>(2)?))
     })?;
+    let next_id = sqlite::free_id(connection, next_id)?;
     let mut statement = connection.prepare(&format!(
         "SELECT id, name, paused, {} FROM endpoint",
         Tally::COLUMNS
@@ -155,17 +164,37 @@ fn known(connection: &Connection) -> rusqlite::Result<Known> {
     })
 }
 
-/// Takes back the leases of the process before, and shows that the store can be written.
-fn void(connection: &Connection, shared: &Shared, next_id: i64) -> rusqlite::Result<i64> {
-    let mut tx = Tx::begin(connection, shared.clock.now(), next_id)?;
-    let mut voided = 0;
-    for account in shared.accounts() {
-        voided += lease::void(&mut tx, &account)?;
-    }
-    tx.touch();
-    let (next_id, _) = tx.commit()?;
+/// Takes back the leases of the process before, and shows whether the store can be written. While
+/// the disk takes nothing they are taken back in memory: what is on disk is delivered all the same.
+fn void(connection: &Connection, shared: &Shared, next_id: i64) -> rusqlite::Result<(i64, Outage)> {
+    let accounts = shared.accounts();
+    let run = || {
+        let mut tx = Tx::begin(connection, shared.clock.now(), next_id)?;
+        let mut voided = 0;
+        for account in &accounts {
+            voided += lease::void(&mut tx, account)?;
+        }
+        tx.touch();
+        let (next_id, _) = tx.commit()?;
+        Ok((next_id, voided))
+    };
+    let (next_id, voided, outage) = match run() {
+        Ok((next_id, voided)) => (next_id, voided, Outage::default()),
+        Err(error) => {
+            let Fault::Storage(fault) = Fault::of(&error, &shared.dir) else {
+                return Err(error);
+            };
+            let mut outage = Outage::default();
+            let mut voided = 0;
+            for account in &accounts {
+                voided += outage.void(connection, account, shared.clock.now())?;
+            }
+            shared.set_storage(Some(fault));
+            (next_id, voided, outage)
+        }
+    };
     if voided > 0 {
         tracing::info!(events = voided, "attempts that did not end are repeated");
     }
-    Ok(next_id)
+    Ok((next_id, outage))
 }

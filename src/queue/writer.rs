@@ -54,6 +54,7 @@ impl Writer {
         shared: Arc<Shared>,
         mut connection: Connection,
         next_id: i64,
+        outage: Outage,
     ) -> rusqlite::Result<Self> {
         let told = shared.clone();
         connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: i32| {
@@ -65,7 +66,7 @@ impl Writer {
             shared,
             connection,
             next_id,
-            outage: Outage::default(),
+            outage,
             tried: Instant::now(),
         })
     }

@@ -4,11 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use rusqlite::params;
 
-use super::{lanes, purge::STEP, tally::Bin, tx::Tx};
+use super::{
+    lanes,
+    purge::{self, STEP},
+    tally::Bin,
+    tx::Tx,
+};
 use crate::{
     dedup::KeyReuse,
     queue::{
-        AppendError, Fingerprint, Key, Keyed,
+        AppendError, Bound, Fingerprint, Key, Keyed, Refused,
         clock::{Millis, millis},
         inbox::{Accepted, Entry, Suspect, Taking},
         lease::Held,
@@ -23,6 +28,9 @@ pub(in crate::queue) fn append(
     entry: &Entry,
 ) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
     let endpoint = tx.endpoint(account)?;
+    if !purge::make_room(tx, account, entry.record.len())? {
+        return Ok(Err(AppendError::Refused(Refused::Full(Bound::StoredBytes))));
+    }
     let id = tx.new_id();
     let mut key_reused = false;
     if let Some(keyed) = &entry.key {

@@ -117,23 +117,35 @@ pub(in crate::queue) fn make_leased(tx: &mut Tx<'_>, held: &Held) -> rusqlite::R
 /// Returns how many there were.
 pub(in crate::queue) fn void(tx: &mut Tx<'_>, account: &Arc<Account>) -> rusqlite::Result<usize> {
     let endpoint = tx.endpoint(account)?;
-    let leased: Vec<Held> = tx
-        .connection
+    let leased = leased(tx.connection, account, endpoint)?;
+    for held in &leased {
+        settle(tx, held, &Ending::Settled(ended_with_process()))?;
+    }
+    Ok(leased.len())
+}
+
+/// All events of an endpoint that are leased.
+pub(in crate::queue) fn leased(
+    connection: &rusqlite::Connection,
+    account: &Arc<Account>,
+    endpoint: i64,
+) -> rusqlite::Result<Vec<Held>> {
+    connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM event INDEXED BY event_state
              WHERE endpoint = ?1 AND state = 1"
         ))?
         .query_map([endpoint], |row| held(row, account))?
-        .collect::<Result<_, _>>()?;
-    for held in &leased {
-        let retry = Settled::Retry {
-            after: std::time::Duration::ZERO,
-            status: None,
-            error: "hookward ended during the attempt".to_owned(),
-        };
-        settle(tx, held, &Ending::Settled(retry))?;
+        .collect()
+}
+
+/// How an attempt ended during which the process did.
+pub(in crate::queue) fn ended_with_process() -> Settled {
+    Settled::Retry {
+        after: std::time::Duration::ZERO,
+        status: None,
+        error: "hookward ended during the attempt".to_owned(),
     }
-    Ok(leased.len())
 }
 
 /// Ends a lease. `false`: it is not the event's any more, and nothing was changed.

@@ -30,19 +30,21 @@ const PAGE_TIME: std::time::Duration = std::time::Duration::from_millis(500);
 const COLUMNS: &str = "id, endpoint, state, at, attempts, created, uuid, type, bytes, \
                        last_status, last_error";
 
-fn summary(row: &Row<'_>, shared: &Shared) -> rusqlite::Result<(i64, Summary)> {
+fn summary(row: &Row<'_>, shared: &Shared) -> rusqlite::Result<Summary> {
     let (state, at): (i64, Millis) = (row.get(2)?, row.get(3)?);
     let account = shared.account_of(row.get(1)?);
-    let account = account.ok_or_else(|| damaged("an event of no endpoint"))?;
+    let account = account.ok_or(rusqlite::Error::IntegralValueOutOfRange(1, row.get(1)?))?;
     let state_is = match Bin::of(state) {
         Some(Bin::Pending) => State::Pending,
         Some(Bin::Leased) => State::Leased,
         Some(Bin::Delivered) => State::Delivered,
         Some(Bin::Dead) => State::Dead,
-        Some(Bin::Quarantined) | None => return Err(damaged("an event in no state")),
+        Some(Bin::Quarantined) | None => {
+            return Err(rusqlite::Error::IntegralValueOutOfRange(2, state));
+        }
     };
     let is_pending = state_is == State::Pending;
-    let summary = Summary {
+    Ok(Summary {
         id: Uuid::from_bytes(row.get(6)?),
         endpoint: account.name.clone(),
         event_type: text(row, 7)?,
@@ -55,8 +57,17 @@ fn summary(row: &Row<'_>, shared: &Shared) -> rusqlite::Result<(i64, Summary)> {
         bytes: positive(row.get(8)?),
         last_status: row.get(9)?,
         last_error: text(row, 10)?,
-    };
-    Ok((row.get(0)?, summary))
+    })
+}
+
+/// Whether only one row cannot be read: its columns hold what they cannot.
+fn is_of_one_row(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+    )
 }
 
 /// Whether a filter lets an event through; the text of its error is given in lower case.
@@ -78,7 +89,8 @@ fn passes(filter: &Filter, error: Option<&str>, summary: &Summary, now: Millis) 
         && error.is_none_or(fits)
 }
 
-/// Events behind a cursor with their rows, and where to go on.
+/// Events behind a cursor with their rows, and where to go on. Rows that cannot be read are left
+/// out and logged.
 pub(in crate::queue) fn list(
     connection: &Connection,
     shared: &Shared,
@@ -94,10 +106,17 @@ pub(in crate::queue) fn list(
     let mut rows = statement.query([from.0])?;
     let (mut ids, mut events, mut seen) = (Vec::new(), Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let (id, event) = summary(row, shared)?;
-        if passes(filter, error.as_deref(), &event, now) {
-            ids.push(id);
-            events.push(event);
+        let id = row.get(0)?;
+        match summary(row, shared) {
+            Ok(event) if passes(filter, error.as_deref(), &event, now) => {
+                ids.push(id);
+                events.push(event);
+            }
+            Ok(_) => {}
+            Err(error) if is_of_one_row(&error) => {
+                tracing::error!(row = id, %error, "an event on disk cannot be read");
+            }
+            Err(error) => return Err(error),
         }
         seen += 1;
         let is_long = seen % 1024 == 0 && began.elapsed() > PAGE_TIME;
@@ -133,7 +152,9 @@ pub(in crate::queue) fn show(
 ) -> rusqlite::Result<Option<Detail>> {
     let found = connection
         .prepare_cached(&format!("SELECT {COLUMNS} FROM event WHERE uuid = ?1"))?
-        .query_row([id.as_bytes()], |row| summary(row, shared))
+        .query_row([id.as_bytes()], |row| {
+            Ok((row.get(0)?, summary(row, shared)?))
+        })
         .optional()?;
     let Some((row, summary)) = found else {
         return Ok(None);
@@ -182,13 +203,8 @@ pub(in crate::queue) fn payload(
     match found {
         Ok((crc, data)) if crc == i64::from(crc_of(&data)) => Ok(Ok(data)),
         // Columns of the wrong type are damage in one row, like a wrong sum.
-        Ok(_)
-        | Err(
-            rusqlite::Error::QueryReturnedNoRows
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..),
-        ) => Ok(Err(CorruptRecord)),
+        Ok(_) | Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Err(CorruptRecord)),
+        Err(error) if is_of_one_row(&error) => Ok(Err(CorruptRecord)),
         Err(error) => Err(error),
     }
 }

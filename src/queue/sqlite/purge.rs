@@ -5,10 +5,13 @@ use std::sync::Arc;
 use rusqlite::{Connection, params};
 
 use super::{append, lanes, tally::Bin, tally::positive, tx::Tx};
-use crate::queue::{inbox::Purge, shared::Account, sqlite::append::seconds};
+use crate::queue::{clock::Millis, inbox::Purge, shared::Account, sqlite::append::seconds};
 
 /// Most rows removed in one transaction.
 pub(in crate::queue) const STEP: u32 = 500;
+/// Most delivered events removed in one transaction to make room for new ones; one step may go
+/// beyond.
+const ROOM_STEP: u64 = 2000;
 /// Keys looked at in one step of a sweep.
 const KEYS_STEP: u32 = 4096;
 
@@ -35,6 +38,49 @@ pub(in crate::queue) fn purge(
             return append::trim(tx, account, limit);
         }
     };
+    oldest(tx, endpoint, (state, bin), until, bytes)
+}
+
+/// Removes delivered events, the oldest first, until a record of `bytes` fits below the endpoint's
+/// `stored_bytes`. `false`: it does not, though the transaction removed as many as it may.
+pub(super) fn make_room(
+    tx: &mut Tx<'_>,
+    account: &Arc<Account>,
+    bytes: usize,
+) -> rusqlite::Result<bool> {
+    let endpoint = tx.endpoint(account)?;
+    let book = account.book();
+    let Some(limits) = book.limits else {
+        return Ok(true);
+    };
+    let mut after = book.tally;
+    after.apply(&tx.counted(endpoint));
+    let wanted = after
+        .stored_bytes()
+        .saturating_add(bytes.try_into().unwrap_or(u64::MAX));
+    let excess = wanted.saturating_sub(limits.stored_bytes);
+    if excess == 0 || after.delivered.events <= 0 {
+        // Whether it is kept was decided when it was admitted.
+        return Ok(true);
+    }
+    if tx.room_made() >= ROOM_STEP {
+        return Ok(false);
+    }
+    let removed = oldest(tx, endpoint, (2, Bin::Delivered), Millis::MAX, excess)?;
+    tx.makes_room(removed);
+    let mut left = book.tally;
+    left.apply(&tx.counted(endpoint));
+    Ok(after.stored_bytes().saturating_sub(left.stored_bytes()) >= excess)
+}
+
+/// Removes up to [`STEP`] events in a state, the oldest first, no more than needed to free `bytes`.
+fn oldest(
+    tx: &mut Tx<'_>,
+    endpoint: i64,
+    (state, bin): (i64, Bin),
+    until: Millis,
+    bytes: u64,
+) -> rusqlite::Result<u64> {
     let found: Vec<(i64, i64)> = tx
         .connection
         .prepare_cached(

@@ -18,6 +18,7 @@ pub(in crate::queue) struct Tx<'a> {
     next_id: i64,
     is_dirty: Cell<bool>,
     is_open: bool,
+    room_made: u64,
     /// Per `endpoint.id`.
     touched: BTreeMap<i64, Touched>,
 }
@@ -44,6 +45,7 @@ impl<'a> Tx<'a> {
             next_id,
             is_dirty: Cell::new(false),
             is_open: true,
+            room_made: 0,
             touched: BTreeMap::new(),
         })
     }
@@ -124,6 +126,16 @@ impl<'a> Tx<'a> {
             .get(&endpoint)
             .map(|t| t.change)
             .unwrap_or_default()
+    }
+
+    /// Events removed so far to make room for new ones.
+    pub(super) fn room_made(&self) -> u64 {
+        self.room_made
+    }
+
+    /// Counts events removed to make room.
+    pub(super) fn makes_room(&mut self, removed: u64) {
+        self.room_made += removed;
     }
 
     /// An event of an endpoint has got a time it is due at.

@@ -358,3 +358,37 @@ fn the_quarantine_keeps_the_newest_within_its_bound() {
         assert_eq!(queue.stats_of("crm").await.quarantined_bytes, 0);
     });
 }
+
+#[test]
+fn a_quarantined_request_goes_only_when_an_event_has_its_body() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let crm = queue.crm();
+        let first = NewEvent {
+            key: keyed(1, 7, KeyReuse::Reject),
+            ..event(1)
+        };
+        crm.queue(first).await;
+        for id in 2..=4 {
+            crm.quarantine(Uuid::from_u128(id), "signature_mismatch", record_of(id));
+        }
+        queue.written().await;
+        let held = queue.quarantined(&name("crm"), 0, 100).await.unwrap();
+        let mut seconds = held.iter().map(|request| request.number);
+        let mut second = |body, key_reuse| NewEvent {
+            key: keyed(1, body, key_reuse),
+            quarantined: seconds.next(),
+            ..event(9)
+        };
+        let refused = crm.append(second(8, KeyReuse::Reject)).await;
+        assert_eq!(refused, Err(AppendError::KeyReuse));
+        let reused = crm.append(second(8, KeyReuse::Duplicate)).await;
+        assert_eq!(reused, Ok(Appended::Duplicate { key_reused: true }));
+        let same = crm.append(second(7, KeyReuse::Duplicate)).await;
+        assert_eq!(same, Ok(Appended::Duplicate { key_reused: false }));
+        let left = queue.quarantined(&name("crm"), 0, 100).await.unwrap();
+        let left: Vec<_> = left.iter().map(|request| request.id.as_u128()).collect();
+        assert_eq!(left, [2, 3]);
+    });
+}
