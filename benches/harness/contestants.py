@@ -18,11 +18,13 @@ LUA_PACKAGE = "libnginx-mod-http-lua"
 
 
 class Contestant:
-    """A running proxy (or the application): its process and the port it listens on."""
+    """A running proxy (or the application): its process, where it listens, and where it looks for the signature."""
 
-    def __init__(self, process, port):
+    def __init__(self, process, port, path="/hook", signature_header="TinyTalk-Signature"):
         self.process = process
         self.port = port
+        self.path = path
+        self.signature_header = signature_header
 
     @property
     def name(self):
@@ -71,21 +73,30 @@ def start_nginx_lua(parent, upstream_port):
     return start_nginx(parent, "nginx+lua", "nginx.conf", PROXY_CORE, upstream_port=upstream_port)
 
 
-def start_hookward(parent, upstream_port, binary):
+def start_hookward(parent, upstream_port, binary, template="hookward.toml", core=PROXY_CORE):
     home = new_dir(parent, "hookward")
     port = free_port()
     with open(os.path.join(home, "secret"), "w") as secret:
         secret.write(SECRET)
     config = os.path.join(home, "hookward.toml")
     write_from_template(
-        "hookward.toml",
+        template,
         config,
         dir=home,
         port=port,
         admin_port=free_port(),
         upstream_port=upstream_port,
     )
-    return started("hookward", [binary, "serve", "--config", config], home, port, PROXY_CORE)
+    return started("hookward", [binary, "serve", "--config", config], home, port, core)
+
+
+def start_qhook(parent, upstream_port, binary):
+    home = new_dir(parent, "qhook")
+    port = free_port()
+    config = os.path.join(home, "qhook.yaml")
+    write_from_template("qhook.yaml", config, dir=home, port=port, upstream_port=upstream_port, secret=SECRET)
+    path, header = "/webhooks/bench", "X-Webhook-Signature"
+    return started("qhook", [binary, "start", "--config", config], home, port, None, path, header)
 
 
 def start_nginx(parent, name, template, core, **values):
@@ -108,14 +119,14 @@ def start_nginx(parent, name, template, core, **values):
     return started(name, command, home, port, core)
 
 
-def started(name, command, home, port, core):
+def started(name, command, home, port, core, *at):
     process = Process(name, command, os.path.join(home, "log"), core)
     try:
         process.wait_for_port(port)
     except BaseException:
         process.stop()
         raise
-    return Contestant(process, port)
+    return Contestant(process, port, *at)
 
 
 def lua_modules():

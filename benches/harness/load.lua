@@ -1,5 +1,8 @@
--- One signed body under ever new keys, as fast as the connections take it.
--- Arguments: body file, signature, key prefix, "fresh" or "twice".
+-- One signed body under ever new keys, as fast as the connections take it or at a pace.
+-- Arguments: body file, the signature's header, signature, key prefix, "fresh" or "twice", events a second (0: no pace).
+local ffi = require("ffi")
+ffi.cdef("typedef struct { long seconds; long nanos; } moment; int clock_gettime(int, moment *);")
+local MONOTONIC = 1
 -- How many new keys go out between a key and its repeat. Only 32 requests are in flight at a time, so the first has been
 -- answered by then, even when the application is slow and repeats, which do not need it, overtake.
 local LAG = 64
@@ -10,11 +13,29 @@ function init(arguments)
   local file = assert(io.open(arguments[1], "rb"))
   local body = file:read("*a")
   file:close()
-  before = "POST /hook HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
+  before = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
     .. "\r\nContent-Type: application/json\r\nContent-Length: " .. #body
-    .. "\r\nTinyTalk-Signature: " .. arguments[2] .. "\r\nIdempotency-Key: " .. arguments[3]
+    .. "\r\n" .. arguments[2] .. ": " .. arguments[3] .. "\r\nIdempotency-Key: " .. arguments[4]
   after = "\r\n\r\n" .. body
-  twice = arguments[4] == "twice"
+  twice = arguments[5] == "twice"
+  local per_second = tonumber(arguments[6])
+  if per_second > 0 then
+    -- wrk asks for a delay before each request only when there is such a function.
+    delay = paced(per_second)
+  end
+end
+
+-- Milliseconds until the next event is due: an answer that is late does not put off the events after it, as long as
+-- a connection is free for them.
+function paced(per_second)
+  local moment = ffi.new("moment")
+  local due
+  return function()
+    ffi.C.clock_gettime(MONOTONIC, moment)
+    local now = tonumber(moment.seconds) * 1000 + tonumber(moment.nanos) / 1e6
+    due = (due or now) + 1000 / per_second
+    return math.max(due - now, 0)
+  end
 end
 
 function request()

@@ -42,14 +42,14 @@ def new_prefix():
     return str(uuid.uuid4())[:24]
 
 
-def status_of(port, body, signature, key):
+def status_of(contestant, body, signature, key):
     """Posts one event and returns the answer's status."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
     if signature is not None:
-        headers["TinyTalk-Signature"] = signature
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        headers[contestant.signature_header] = signature
+    connection = http.client.HTTPConnection("127.0.0.1", contestant.port, timeout=10)
     try:
-        connection.request("POST", "/hook", body, headers)
+        connection.request("POST", contestant.path, body, headers)
         answer = connection.getresponse()
         answer.read()
         return answer.status
@@ -90,7 +90,7 @@ def check(contestant, upstream, body):
     ]
     for what, sent, name, statuses, hits in steps:
         before = upstream.hits()
-        status = status_of(contestant.port, body, sent, name)
+        status = status_of(contestant, body, sent, name)
         reached = upstream.hits() - before
         if status not in statuses or reached != hits:
             expected = " or ".join(str(status) for status in statuses)
@@ -145,23 +145,24 @@ class Pass:
 class Load:
     """wrk with one body, pinned beside the application."""
 
-    def __init__(self, parent, case):
-        self.case = case
-        body = event(case.body_bytes)
-        self.signature = forge(sign(body)) if case.forged else sign(body)
+    def __init__(self, parent, body_bytes, load="fresh", forged=False):
+        self.load = load
+        body = event(body_bytes)
+        self.signature = forge(sign(body)) if forged else sign(body)
         self.body_path = os.path.join(parent, "body")
         with open(self.body_path, "wb") as target:
             target.write(body)
         self.wrk = tool("wrk", "wrk")
         self.script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "load.lua")
 
-    def run(self, port, seconds):
-        """wrk's figures of one run; the keys are new to everyone."""
+    def run(self, contestant, seconds, connections=CONNECTIONS, per_second=0):
+        """wrk's figures of one run, at that pace or (0) as fast as it is answered; the keys are new to everyone."""
         # fmt: off
         command = [
-            self.wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "5s", "-s", self.script,
-            f"http://127.0.0.1:{port}/hook",
-            "--", self.body_path, self.signature, new_prefix(), self.case.load,
+            self.wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", self.script,
+            f"http://127.0.0.1:{contestant.port}{contestant.path}",
+            "--", self.body_path, contestant.signature_header, self.signature, new_prefix(), self.load,
+            str(per_second),
         ]
         # fmt: on
         try:
@@ -188,7 +189,7 @@ class Load:
         proxy = contestant.process.cpu_seconds()
         own = load_seconds(upstream)
 
-        wrk = self.run(contestant.port, seconds)
+        wrk = self.run(contestant, seconds)
 
         proxy = contestant.process.cpu_seconds() - proxy
         own = load_seconds(upstream) - own
@@ -206,7 +207,7 @@ class Load:
         """Sends at least this many events, so that a table of that size is full."""
         done = 0
         while done < requests:
-            done += self.run(contestant.port, 5)["requests"]
+            done += self.run(contestant, 5)["requests"]
 
 
 def load_seconds(upstream):
