@@ -237,6 +237,8 @@ pub struct Evictions {
 /// The duplicate table, shared by all threads.
 #[derive(Debug)]
 pub struct Table {
+    /// Most done keys in one shard.
+    share: NonZeroUsize,
     shards: Box<[Mutex<Shard>]>,
     in_flight: AtomicUsize,
     max_in_flight: usize,
@@ -299,8 +301,8 @@ impl Ticket {
 impl Table {
     /// An empty table for `capacity` done keys and `max_in_flight` claims at a time.
     ///
-    /// Memory is reserved at once, so that no request waits for a table to grow, and taken as keys
-    /// come. With more than one shard the capacity is met to within the
+    /// A shard reserves its memory with its first key, so that no request waits for it to grow, and
+    /// takes it as keys come. With more than one shard the capacity is met to within the
     /// unevenness of hashing: each shard holds its share, rounded up.
     pub fn new(
         capacity: NonZeroUsize,
@@ -314,11 +316,12 @@ impl Table {
         let share = NonZeroUsize::new(capacity.get().div_ceil(shards)).unwrap_or(NonZeroUsize::MIN);
         let shard = || {
             Mutex::new(Shard {
-                done: LruCache::with_hasher(share, Build::default()),
+                done: LruCache::unbounded_with_hasher(Build::default()),
                 in_flight: HashMap::default(),
             })
         };
         Arc::new(Self {
+            share,
             shards: (0..shards).map(|_| shard()).collect(),
             in_flight: AtomicUsize::new(0),
             max_in_flight,
@@ -605,6 +608,9 @@ impl Claim {
         let mut shard = table.shard(digest);
         let running = shard.in_flight.remove(&digest);
         let body = self.body.map_or(0, |body| body.0);
+        if shard.done.cap() != table.share {
+            shard.done = LruCache::with_hasher(table.share, Build::default());
+        }
         let displaced = shard.done.push(digest, Done { body, until });
         drop(shard);
         table.entries.fetch_add(1, Ordering::Relaxed);
