@@ -74,7 +74,8 @@ def print_report(found):
         bare = [one["bare"][size] for one in found["rounds"]]
         rows.append((label, "bare store", f"{median(bare):,.0f}", "", "", "", "", str(len(bare))))
         rows += [(label, kind, *cells(found["rounds"], size, kind)) for kind in KINDS]
-        rows += [(label, f"{kind}, at {pace:,.0f}/s", *cells(found["paced"], size, kind)) for kind, pace in paces.items()]
+        for kind, pace in paces.items():
+            rows.append((label, f"{kind}, at {pace:,.0f}/s", *cells(found["paced"], size, kind)))
     print_table(rows, left_columns=2)
     print()
     rows = [("what", "limit", "measured", "")]
