@@ -286,7 +286,8 @@ pub async fn run<H: Handler>(
     }
 }
 
-async fn until(moment: Option<tokio::time::Instant>) {
+/// Resolves at a moment; never, where there is none.
+pub(crate) async fn until(moment: Option<tokio::time::Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,

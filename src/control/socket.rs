@@ -27,7 +27,7 @@ use tokio::{
 use super::{Control, Order, Refusal};
 use crate::{
     gate::Live,
-    server::{Orders, Stage},
+    server::{self, Orders, Stage},
 };
 
 /// The socket's name in the data directory.
@@ -127,15 +127,8 @@ pub async fn serve(
                     }
                 }
             }
-            () = pause(pause_until) => pause_until = None,
+            () = server::until(pause_until) => pause_until = None,
         }
-    }
-}
-
-async fn pause(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     gate::Lane,
     kept::Kept,
     queue::{self, Lease, Refused, Settled},
+    server,
     upstream::{Permit, Pool, Progress},
 };
 
@@ -94,7 +95,7 @@ impl Worker {
                 Some(ended) = attempts.join_next() => self.note(ended),
                 () = self.queue.changed() => {}
                 () = self.news.notified() => {}
-                () = sleep_until(until) => {}
+                () = server::until(until.map(Into::into)) => {}
                 _ = sweep.tick() => self.running.borrow().pool.sweep(Instant::now()),
             }
             while let Some(ended) = attempts.try_join_next() {
@@ -255,12 +256,5 @@ impl Running {
             None => metrics.upstream_errors.inc(),
         }
         Some(ended)
-    }
-}
-
-async fn sleep_until(until: Until) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until.into()).await,
-        None => std::future::pending().await,
     }
 }
