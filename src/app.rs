@@ -28,6 +28,7 @@ use crate::{
     admin::Admin,
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
+    connection::opening::Opening,
     control::Control,
     dedup::Table,
     gate::{Gate, Live, Refusals, Shared},
@@ -150,6 +151,7 @@ impl App {
             metrics,
         });
         let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);
+        note_certificates(&config, &shared);
         let threads = config.server.threads;
         let public = bind::public(&config.server.listen, threads)?;
         let operator = bind::all(&config.admin_listen, NonZeroUsize::MIN)?;
@@ -409,6 +411,7 @@ impl App {
         self.shared.metrics.retain(&now, &before);
         self.public.send_modify(|orders| orders.news = live.clone());
         self.live = live;
+        note_certificates(&new, &self.shared);
         self.shared
             .access_log
             .store(new.log.access, Ordering::Relaxed);
@@ -428,9 +431,16 @@ fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<
         config.endpoints.clone(),
         config.limits,
         config.server.trusted_proxies.clone(),
+        Opening::new(config.server.tls.clone()),
         shared,
         before,
     )
+}
+
+fn note_certificates(config: &Config, shared: &Shared) {
+    let tls = config.server.tls.iter();
+    let expiries = tls.flat_map(|tls| tls.expiries());
+    shared.metrics.certificates(expiries);
 }
 
 /// Resolves when the store is broken; never without one.

@@ -18,7 +18,6 @@ use std::{
 };
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
 pub(crate) use self::disk::lane_of;
@@ -27,7 +26,7 @@ pub use self::live::{Lane, Live, Refusals, Shared};
 use self::visit::{Visit, problem};
 use crate::{
     body::{self, Body, BodyError},
-    connection::{self, Verdict, Watch},
+    connection::{self, Inflow, Verdict, Watch},
     dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
     endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
@@ -122,11 +121,15 @@ impl Gate {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub async fn handle(
+        &self,
+        watch: &Watch,
+        request: Request<Inflow<'_>>,
+    ) -> Response<AnswerBody> {
         let now = SystemTime::now();
         let mut visit = Visit::begin(now, watch.begin(), &mut self.random.borrow_mut());
-        let (head, incoming) = request.into_parts();
-        let outcome = self.pass(watch, &head, incoming, &mut visit).await;
+        let (head, inflow) = request.into_parts();
+        let outcome = self.pass(watch, &head, inflow, &mut visit).await;
         let mut response = match outcome {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
@@ -145,7 +148,7 @@ impl Gate {
         &self,
         watch: &Watch,
         head: &Parts,
-        incoming: Incoming,
+        inflow: Inflow<'_>,
         visit: &mut Visit,
     ) -> Result<Response<AnswerBody>, Rejection> {
         let lanes = self.lanes.borrow().clone();
@@ -156,7 +159,6 @@ impl Gate {
         visit.enter(lane);
         let endpoint = &*lane.endpoint;
         check_remainder(remainder)?;
-        let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
         visit.closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         refuse_early(endpoint, head, announced)?;

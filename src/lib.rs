@@ -52,6 +52,8 @@ pub mod metrics;
 pub mod queue;
 // TCP, TLS or a Unix socket.
 mod stream;
+// Certificates for senders: which one is shown, and until when.
+pub mod tls;
 // One event to the application: a connection, one request, its answer.
 pub mod upstream;
 

@@ -174,16 +174,8 @@ fn all_faults_are_told_at_once_with_place_and_remedy() {
 
 #[test]
 fn what_does_not_exist_yet_is_refused_only_where_it_is_switched_on() {
-    for (name, text) in [
-        (
-            "tls",
-            endpoint("[server]\ntls = { cert = \"a\", key = \"b\" }"),
-        ),
-        ("token", endpoint("[admin]\ntoken = { file = \"x\" }")),
-    ] {
-        let told = fault(name, &text);
-        assert!(told.ends_with("not available in this version"), "{told}");
-    }
+    let told = fault("token", &endpoint("[admin]\ntoken = { file = \"x\" }"));
+    assert!(told.ends_with("not available in this version"), "{told}");
     good(
         "off",
         &endpoint("mode = \"relay\"\nfallback = \"none\"\nquarantine = \"0\""),
@@ -336,6 +328,7 @@ fn no_fault_shows_what_was_found() {
 fn secrets_must_be_there_and_short_ones_are_warned_about() {
     let with = |value: &str| {
         let text = endpoint("").replace("SECRET", "OTHER");
+        let text = format!("server.listen = [\"127.0.0.1:8080\"]\n{text}");
         Try::new("secret", "toml", &text).env("OTHER", value).load()
     };
     assert!(with("").unwrap_err().contains("is empty"));
@@ -446,7 +439,8 @@ fn a_fault_names_the_variable_or_flag_it_came_from() {
 
 #[test]
 fn variables_of_others_are_ignored_with_one_warning() {
-    let config = Try::new("k8s", "toml", &endpoint(""))
+    let text = format!("server.listen = [\"127.0.0.1:8080\"]\n{}", endpoint(""));
+    let config = Try::new("k8s", "toml", &text)
         .env("HOOKWARD_SERVICE_HOST", "10.0.0.1")
         .env("HOOKWARD_PORT_8080_TCP", "tcp://10.0.0.1:8080")
         .env("HOOKWARD_LOG", "debug")
@@ -454,6 +448,22 @@ fn variables_of_others_are_ignored_with_one_warning() {
         .unwrap();
     assert_eq!(config.warnings.len(), 1);
     assert!(config.warnings[0].contains("HOOKWARD_PORT_8080_TCP, HOOKWARD_SERVICE_HOST"));
+}
+
+#[test]
+fn plain_http_for_strangers_is_warned_about_unless_something_stands_in_front() {
+    let warns = |server: &str| {
+        let config = good("plain", &format!("[server]\n{server}\n{}", endpoint("")));
+        let is_ours = |warning: &String| warning.contains("speaks plain HTTP");
+        config.warnings.iter().any(is_ours)
+    };
+    assert!(warns(""));
+    assert!(warns("listen = [\"127.0.0.1:80\", \"[::]:80\"]"));
+    assert!(warns("listen = [\"http://10.0.0.1:80\"]"));
+    assert!(!warns(
+        "listen = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/x.sock\"]"
+    ));
+    assert!(!warns("trusted_proxies = [\"10.0.0.0/8\"]"));
 }
 
 #[test]

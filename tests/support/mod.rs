@@ -7,6 +7,7 @@
 
 mod daemon;
 mod sender;
+pub(crate) mod tls;
 mod upstream;
 
 use std::time::Duration;
