@@ -431,7 +431,7 @@ fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<
         config.endpoints.clone(),
         config.limits,
         config.server.trusted_proxies.clone(),
-        Opening::new(config.server.tls.clone()),
+        Opening::new(config.server.tls.clone(), config.server.proxies.clone()),
         shared,
         before,
     )

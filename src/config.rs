@@ -20,7 +20,7 @@ use std::{
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::{endpoint::Endpoints, limits::Limits, log, tls::Tls};
+use crate::{connection::opening::Proxies, endpoint::Endpoints, limits::Limits, log, tls::Tls};
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +108,8 @@ pub struct Server {
     pub threads: NonZeroUsize,
     /// Peers whose `X-Forwarded-*` are kept.
     pub trusted_proxies: Vec<IpNet>,
+    /// Who begins a connection with the PROXY protocol.
+    pub proxies: Option<Proxies>,
     /// What TCP listeners speak TLS with, if they do.
     pub tls: Option<Tls>,
 }

@@ -2,33 +2,41 @@
 //!
 //! Owns every deadline a connection can miss (no first byte, slow handshake, slow head, slow body,
 //! slow reader, idle), and how it begins ([`opening`]). What the HTTP library reads and writes goes
-//! through [`http1`]; of that the gate sees a [`Watch`] and the request's [`Inflow`], and cannot
+//! through [`http1`] or [`http2`]; of that the gate sees a [`Watch`] and the request's [`Inflow`], and cannot
 //! tell which protocol it came by. What a request means is left to the gate; who may connect, to
 //! the server.
 
+mod frames;
 pub(crate) mod http1;
+pub(crate) mod http2;
 pub(crate) mod opening;
+mod preamble;
 mod wire;
 
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
+    io,
     net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::BufMut;
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::{io::ReadBuf, time::Sleep};
 
-use self::http1::Line;
+use self::{http1::Line, http2::Upload};
 use crate::{
     body::{BodyError, Frames, Source},
     limits::Limits,
 };
+
+/// How long, and for how many bytes, a sender is listened to after the last answer, so that it can
+/// read that answer before the connection is reset.
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 8 << 20);
 
 /// Gives back to the system what this thread keeps for its next read; to be called now and then.
 pub fn tidy() {
@@ -117,6 +125,17 @@ impl Watch {
         self.verdict.get()
     }
 
+    /// Ready when the body of the request in progress is overdue.
+    fn poll_slow<T>(&self, cx: &mut Context<'_>) -> Poll<Result<T, BodyError>> {
+        let Some(until) = self.body_until.get() else {
+            return Poll::Pending;
+        };
+        self.alarm.poll(cx, until).map(|()| {
+            self.verdict.set(Some(Verdict::Slow));
+            Err(BodyError::Broken)
+        })
+    }
+
     /// Runs a future until a moment; `None` when that came first.
     pub async fn until<F: Future>(&self, at: Instant, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
@@ -126,6 +145,26 @@ impl Watch {
         })
         .await
     }
+}
+
+/// Listens to a sender for a bounded time, and forgets what it says.
+async fn drain(mut read: impl FnMut(&mut Context<'_>, &mut ReadBuf<'_>) -> Poll<io::Result<()>>) {
+    let (time, mut left) = LINGER;
+    // The buffer is on the stack only while it is used: it is no part of every connection.
+    let drain = poll_fn(|cx| {
+        let mut sink = [0; 8 * 1024];
+        while left > 0 {
+            let mut buffer = ReadBuf::new(&mut sink);
+            match ready!(read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {
+                    left = left.saturating_sub(buffer.filled().len());
+                }
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
+    });
+    let _ = tokio::time::timeout(time, drain).await;
 }
 
 /// One timer for whatever may be missed next.
@@ -172,6 +211,8 @@ pub enum Inflow<'w> {
     Here(&'w Line, u64),
     /// From the HTTP library.
     Library(Frames<Incoming>, Option<u64>),
+    /// One of several under way on a connection.
+    Stream(&'w Watch, Frames<Upload>, Option<u64>),
 }
 
 impl Inflow<'_> {
@@ -179,7 +220,7 @@ impl Inflow<'_> {
     pub fn announced(&self) -> Option<u64> {
         match self {
             Self::Here(_, length) => Some(*length),
-            Self::Library(_, length) => *length,
+            Self::Library(_, length) | Self::Stream(_, _, length) => *length,
         }
     }
 
@@ -189,6 +230,7 @@ impl Inflow<'_> {
         match self {
             Self::Here(_, length) => *length <= most,
             Self::Library(_, length) => *length == Some(0),
+            Self::Stream(..) => true,
         }
     }
 }
@@ -202,6 +244,10 @@ impl Source for Inflow<'_> {
         match self {
             Self::Here(line, _) => line.poll_body(cx, room),
             Self::Library(frames, _) => frames.poll_read(cx, room),
+            Self::Stream(watch, frames, _) => match frames.poll_read(cx, room) {
+                Poll::Pending => watch.poll_slow(cx),
+                came @ Poll::Ready(_) => came,
+            },
         }
     }
 }

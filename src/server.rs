@@ -5,6 +5,8 @@
 //! another. What a connection may do and for how long is `connection`'s; what a request means, the
 //! handler's.
 
+mod http2;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -28,7 +30,7 @@ use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 
 use crate::{
@@ -36,6 +38,7 @@ use crate::{
     connection::{
         Inflow, Peer, Watch,
         http1::{Io, Line},
+        http2::Carrier,
         opening::{OpenFault, Opened, Opening},
     },
     gate::{Gate, Live},
@@ -242,6 +245,8 @@ struct Connections<H> {
     /// To be woken when the stage changes.
     wakers: RefCell<HashMap<u64, Waker>>,
     next: Cell<u64>,
+    /// Requests that came by connections which carry several.
+    streams: RefCell<JoinSet<()>>,
     is_last_call_over: Cell<bool>,
 }
 
@@ -267,6 +272,7 @@ pub async fn run<H: Handler>(
         doors,
         wakers: RefCell::default(),
         next: Cell::new(0),
+        streams: RefCell::default(),
         is_last_call_over: Cell::new(false),
     });
     let mut tasks = JoinSet::new();
@@ -276,6 +282,7 @@ pub async fn run<H: Handler>(
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.end_streams().await;
             here.handler.finish().await;
             return Ok(());
         }
@@ -300,10 +307,9 @@ pub async fn run<H: Handler>(
                 here.is_last_call_over.set(true);
                 here.wakers.borrow().values().for_each(Waker::wake_by_ref);
             }
-            Some(ended) = tasks.join_next() => {
-                if ended.is_err_and(|error| error.is_panic()) {
-                    tracing::error!("a connection's task panicked");
-                }
+            Some(ended) = tasks.join_next() => note_end(ended),
+            Some(ended) = poll_fn(|cx| here.streams.borrow_mut().poll_join_next(cx)) => {
+                note_end(ended);
             }
             _ = tick.tick() => here.handler.tick(Instant::now()),
             () = until(pause_until) => pause_until = None,
@@ -319,6 +325,12 @@ pub async fn run<H: Handler>(
                 }
             }
         }
+    }
+}
+
+fn note_end(ended: Result<(), JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        tracing::error!("a connection's task panicked");
     }
 }
 
@@ -373,8 +385,21 @@ impl<H: Handler> Connections<H> {
             }
         };
         let peer = Peer::new(opened.ip, opened.is_secure);
+        if opened.is_http2 {
+            let carrier = Carrier::new(opened.stream, peer, &limits, began);
+            // Its state is large: only who has one pays for it.
+            return Box::pin(self.clone().serve_http2(carrier, &place)).await;
+        }
         let line = Line::new(opened.stream, peer, &limits, self.budget.clone(), began);
         self.serve_http1(line, &limits, &place).await;
+    }
+
+    /// Waits for the requests that go on after their connections.
+    async fn end_streams(&self) {
+        let mut streams = self.streams.take();
+        while let Some(ended) = streams.join_next().await {
+            note_end(ended);
+        }
     }
 
     /// Makes a connection ready for HTTP, in time and not beyond the last call.

@@ -27,7 +27,9 @@ use x509_cert::{
 };
 
 /// The protocols offered (RFC 7301), the one we like best first.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [HTTP2, b"http/1.1"];
+/// HTTP/2's name among them (RFC 9113 §3.2).
+pub(crate) const HTTP2: &[u8] = b"h2";
 
 /// A certificate, the chain behind it and the key that belongs to it.
 #[derive(Clone)]

@@ -22,7 +22,11 @@ use super::{
     table::{Kind, Table, as_text},
 };
 use crate::{
-    dedup, endpoint::Dedup, endpoint::Endpoints, endpoint::MissingKey, limits::Limits, log,
+    connection::opening::Proxies,
+    dedup,
+    endpoint::{Dedup, Endpoints, MissingKey},
+    limits::Limits,
+    log,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -189,9 +193,12 @@ fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<S
     let network = "a network such as 10.0.0.0/8 or ::1/128";
     let parse = |text: &str| text.parse().ok();
     let trusted_proxies = table.list("trusted_proxies", &[], network, parse);
-    if table.flag("proxy_protocol", false) {
-        table.fault("proxy_protocol", NOT_AVAILABLE);
-    }
+    let proxies = table
+        .flag("proxy_protocol", false)
+        .then(|| match trusted_proxies.as_slice() {
+            [] => Proxies::All,
+            networks => Proxies::Of(networks.to_vec()),
+        });
     let tls = tls::read(&mut table, around);
     let has_tls = table.shows("tls");
     root.close("server", table);
@@ -200,7 +207,7 @@ fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<S
         Listen::Plain(tcp) => !tcp.ip().is_loopback(),
         Listen::Unix(_) => false,
     });
-    if let Some(address) = bare.filter(|_| trusted_proxies.is_empty()) {
+    if let Some(address) = bare.filter(|_| trusted_proxies.is_empty() && proxies.is_none()) {
         around.warnings.push(format!(
             "server.listen: {address} speaks plain HTTP, and senders require HTTPS; set server.tls, \
              or put what terminates TLS in front and name its network in server.trusted_proxies"
@@ -210,6 +217,7 @@ fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<S
         listen,
         threads: NonZeroUsize::new(threads)?,
         trusted_proxies,
+        proxies,
         tls,
     })
 }

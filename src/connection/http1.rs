@@ -20,9 +20,9 @@ use hyper::{
     body::{Body as _, Incoming},
     rt::{Read, ReadBufCursor, Write},
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
-use super::{Inflow, Peer, Verdict, Watch, wire::Wire};
+use super::{Inflow, LINGER, Peer, Verdict, Watch, drain, wire::Wire};
 use crate::{
     body::{BodyError, Budget, Frames},
     framing::Phase,
@@ -31,9 +31,6 @@ use crate::{
     stream::Stream,
 };
 
-/// How long, and for how many bytes, a sender is listened to after the last answer, so that it can
-/// read that answer before the connection is reset.
-const LINGER: (Duration, usize) = (Duration::from_secs(2), 8 << 20);
 /// Unfinished bodies beyond which each connection reads in small pieces: two thousand slow bodies
 /// must not pin two thousand large read buffers.
 const CROWD: usize = 64;
@@ -171,7 +168,7 @@ impl Line {
     ///
     /// `unsaid` is what no HTTP answer was given for. Resolves within 3 × the linger time.
     pub async fn finish(&self, unsaid: Option<Rejection>) {
-        let (time, most) = LINGER;
+        let (time, _) = LINGER;
         if let Some(rejection) = unsaid {
             let answer = parting_answer(rejection);
             let mut left = answer.as_slice();
@@ -184,23 +181,8 @@ impl Line {
         if !is_closed || self.wire.borrow().is_at_end {
             return;
         }
-        // The buffer is on the stack only while it is used: it is no part of every connection.
-        let mut left = most;
-        let drain = poll_fn(|cx| {
-            let mut wire = self.wire.borrow_mut();
-            let mut sink = [0; 8 * 1024];
-            while left > 0 {
-                let mut buffer = ReadBuf::new(&mut sink);
-                match ready!(Pin::new(&mut wire.socket).poll_read(cx, &mut buffer)) {
-                    Ok(()) if !buffer.filled().is_empty() => {
-                        left = left.saturating_sub(buffer.filled().len());
-                    }
-                    Ok(()) | Err(_) => break,
-                }
-            }
-            Poll::Ready(())
-        });
-        let _ = tokio::time::timeout(time, drain).await;
+        drain(|cx, buffer| Pin::new(&mut self.wire.borrow_mut().socket).poll_read(cx, buffer))
+            .await;
     }
 
     /// What to tell a sender whose connection ended without a request that could be answered.

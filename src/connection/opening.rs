@@ -1,23 +1,48 @@
-//! How a connection begins, before HTTP is spoken on it: the TLS handshake.
+//! How a connection begins, before HTTP is spoken on it: what a proxy says about who is behind it,
+//! then the TLS handshake.
 //!
 //! Owns what stands before the first request. Nothing here says anything about the request; the
 //! time it may take is counted with the first head's.
 
 use std::{fmt, io, net::IpAddr};
 
+use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::TlsStream;
 
+use super::preamble::{self, Client};
 use crate::{
+    endpoint::is_trusted,
     rejection::{Malformation, Rejection, parting_answer},
     stream::Stream,
-    tls::Tls,
+    tls::{self, Tls},
 };
+
+type Session = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// What connections begin with, where that is more than HTTP.
 #[derive(Debug)]
 pub struct Opening {
     tls: Option<Tls>,
+    proxies: Option<Proxies>,
+}
+
+/// Who says first, by the PROXY protocol, for whom a connection is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proxies {
+    /// Everybody.
+    All,
+    /// Whoever connects from these networks, and by a socket in the file system.
+    Of(Vec<IpNet>),
+}
+
+impl Proxies {
+    fn include(&self, ip: Option<IpAddr>) -> bool {
+        match (self, ip) {
+            (Self::All, _) | (Self::Of(_), None) => true,
+            (Self::Of(networks), Some(_)) => is_trusted(ip, networks),
+        }
+    }
 }
 
 /// A connection on which HTTP is spoken next.
@@ -27,6 +52,8 @@ pub(crate) struct Opened {
     /// Who is at the other end, as far as is known.
     pub(crate) ip: Option<IpAddr>,
     pub(crate) is_secure: bool,
+    /// HTTP/2 was agreed upon.
+    pub(crate) is_http2: bool,
 }
 
 impl Opened {
@@ -36,6 +63,7 @@ impl Opened {
             stream,
             ip,
             is_secure: false,
+            is_http2: false,
         }
     }
 }
@@ -45,6 +73,8 @@ impl Opened {
 pub enum OpenFault {
     /// The other side went away.
     Gone,
+    /// There is no preamble of the PROXY protocol, or none that can be read.
+    NoPreamble,
     /// The other side speaks HTTP without TLS.
     PlainText,
     /// It took longer than `header_timeout`.
@@ -58,6 +88,7 @@ impl OpenFault {
     pub fn label(&self) -> Option<&'static str> {
         match self {
             Self::Gone => None,
+            Self::NoPreamble => Some("proxy_protocol"),
             Self::PlainText => Some("plain_text"),
             Self::Slow => Some("timeout"),
             Self::Tls(_) => Some("tls"),
@@ -65,13 +96,16 @@ impl OpenFault {
     }
 
     /// One of each kind that is counted.
-    pub const LABELS: [&'static str; 3] = ["plain_text", "timeout", "tls"];
+    pub const LABELS: [&'static str; 4] = ["plain_text", "proxy_protocol", "timeout", "tls"];
 }
 
 impl fmt::Display for OpenFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gone => f.write_str("the other side went away"),
+            Self::NoPreamble => f.write_str(
+                "no PROXY protocol preamble that can be read; is server.proxy_protocol meant?",
+            ),
             Self::PlainText => f.write_str("plain HTTP where TLS is spoken; use https"),
             Self::Slow => f.write_str("not ready for HTTP within header_timeout"),
             Self::Tls(error) => write!(f, "no TLS session: {error}"),
@@ -81,8 +115,9 @@ impl fmt::Display for OpenFault {
 
 impl Opening {
     /// What connections begin with; `None` where HTTP is spoken at once.
-    pub fn new(tls: Option<Tls>) -> Option<Self> {
-        tls.is_some().then_some(Self { tls })
+    pub fn new(tls: Option<Tls>, proxies: Option<Proxies>) -> Option<Self> {
+        let is_any = tls.is_some() || proxies.is_some();
+        is_any.then_some(Self { tls, proxies })
     }
 
     /// Makes a connection ready for HTTP. `is_plain`: it came by a listener that speaks no TLS.
@@ -91,25 +126,41 @@ impl Opening {
     /// See [`OpenFault`]; the connection is of no further use.
     pub(crate) async fn open(
         &self,
-        stream: Stream,
-        ip: Option<IpAddr>,
+        mut stream: Stream,
+        mut ip: Option<IpAddr>,
         is_plain: bool,
     ) -> Result<Opened, OpenFault> {
+        let mut is_secure = false;
+        if self.proxies.as_ref().is_some_and(|all| all.include(ip)) {
+            let told = preamble::read(&mut stream).await;
+            let told = told.map_err(|_| OpenFault::NoPreamble)?;
+            is_secure = told.is_secure;
+            match told.client {
+                Client::Ip(client) => ip = Some(client),
+                Client::Local => ip = None,
+                Client::Proxy => {}
+            }
+        }
         match (stream, &self.tls) {
             (Stream::Tcp(tcp), Some(tls)) if !is_plain => {
-                let stream = handshake(tls, tcp).await?;
+                let session = handshake(tls, tcp).await?;
+                let is_http2 = session.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
                 Ok(Opened {
-                    stream,
+                    stream: Stream::Tls(Box::new(TlsStream::Server(session))),
                     ip,
                     is_secure: true,
+                    is_http2,
                 })
             }
-            (stream, _) => Ok(Opened::plain(stream, ip)),
+            (stream, _) => Ok(Opened {
+                is_secure,
+                ..Opened::plain(stream, ip)
+            }),
         }
     }
 }
 
-async fn handshake(tls: &Tls, mut tcp: TcpStream) -> Result<Stream, OpenFault> {
+async fn handshake(tls: &Tls, mut tcp: TcpStream) -> Result<Session, OpenFault> {
     let mut first = [0; 1];
     match tcp.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(OpenFault::Gone),
@@ -124,15 +175,12 @@ async fn handshake(tls: &Tls, mut tcp: TcpStream) -> Result<Stream, OpenFault> {
         }
         Ok(_) => {}
     }
-    let session = tls.acceptor().accept(tcp).await.map_err(|error| {
-        let is_tls = error
-            .get_ref()
-            .is_some_and(|cause| cause.is::<rustls::Error>());
-        if is_tls {
-            OpenFault::Tls(error)
-        } else {
-            OpenFault::Gone
+    let accepted = tls.acceptor().accept(tcp).await;
+    accepted.map_err(|error| {
+        let cause = error.get_ref();
+        match cause.is_some_and(|cause| cause.is::<rustls::Error>()) {
+            true => OpenFault::Tls(error),
+            false => OpenFault::Gone,
         }
-    })?;
-    Ok(Stream::Tls(Box::new(TlsStream::Server(session))))
+    })
 }

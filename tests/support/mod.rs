@@ -6,6 +6,7 @@
 )]
 
 mod daemon;
+pub(crate) mod http2;
 mod sender;
 pub(crate) mod tls;
 mod upstream;

@@ -85,7 +85,15 @@ pub(crate) fn session(
     name: &str,
     config: ClientConfig,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    let stream = TcpStream::connect(address).unwrap();
+    session_over(TcpStream::connect(address).unwrap(), name, config)
+}
+
+/// The same over a connection that has begun.
+pub(crate) fn session_over(
+    stream: TcpStream,
+    name: &str,
+    config: ClientConfig,
+) -> StreamOwned<ClientConnection, TcpStream> {
     stream.set_read_timeout(Some(HANG)).unwrap();
     stream.set_nodelay(true).unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
