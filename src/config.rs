@@ -20,7 +20,7 @@ use std::{
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::{connection::opening::Proxies, endpoint::Endpoints, limits::Limits, log, tls::Tls};
+use crate::{connection::opening::Proxies, endpoint::Endpoints, limits::Limits, log, tls};
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +111,14 @@ pub struct Server {
     /// Who begins a connection with the PROXY protocol.
     pub proxies: Option<Proxies>,
     /// What TCP listeners speak TLS with, if they do.
-    pub tls: Option<Tls>,
+    pub tls: Option<tls::Material>,
+}
+
+impl Server {
+    /// What is obtained from an authority, if anything is.
+    pub fn acme(&self) -> Option<&tls::acme::Settings> {
+        self.tls.as_ref()?.acme.as_ref()
+    }
 }
 
 /// What is logged, and how.
@@ -215,6 +222,7 @@ impl Config {
                 "server.tls",
                 self.server.tls.is_some() != new.server.tls.is_some(),
             ),
+            ("server.tls.acme", self.server.acme() != new.server.acme()),
             ("server.threads", self.server.threads != new.server.threads),
             ("admin.listen", self.admin_listen != new.admin_listen),
             ("data_dir", self.data_dir != new.data_dir),

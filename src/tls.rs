@@ -5,10 +5,12 @@
 //! choice among certificates by the name that a sender asks for. Files are read by the
 //! configuration, handshakes are the connection's, TLS towards an application is `upstream`'s.
 
+pub mod acme;
+
 use std::{
     collections::HashMap,
     fmt,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -106,9 +108,20 @@ impl Certificate {
         &self.names
     }
 
+    fn is_for(&self, name: Option<&str>) -> bool {
+        let is = |own: &String| name.is_some_and(|name| own.eq_ignore_ascii_case(name));
+        self.names.iter().any(is)
+    }
+
     /// When it ends.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// How long it is valid altogether.
+    pub fn lifetime(&self) -> Duration {
+        let whole = self.not_after.duration_since(self.not_before);
+        whole.unwrap_or_default()
     }
 
     /// How long it is valid yet; `None` when it is not valid now.
@@ -143,11 +156,55 @@ fn names(parsed: &Parsed) -> Vec<String> {
     names.0.iter().filter_map(text).collect()
 }
 
+/// Where certificates come from, as configured.
+#[derive(Clone, Debug)]
+pub struct Material {
+    /// From files.
+    pub certificates: Vec<Certificate>,
+    /// From an authority.
+    pub acme: Option<acme::Settings>,
+}
+
+/// What an authority issued, and what it is to find when it looks; changed while it is shown.
+#[derive(Debug, Default)]
+pub struct Shown {
+    issued: RwLock<Option<Certificate>>,
+    /// By domain.
+    proofs: RwLock<HashMap<String, Arc<CertifiedKey>>>,
+}
+
+impl Shown {
+    /// The certificate that was issued, if there is one.
+    pub fn certificate(&self) -> Option<Certificate> {
+        let issued = self.issued.read().unwrap_or_else(PoisonError::into_inner);
+        issued.clone()
+    }
+
+    fn show(&self, certificate: Certificate) {
+        let mut issued = self.issued.write().unwrap_or_else(PoisonError::into_inner);
+        *issued = Some(certificate);
+    }
+
+    fn expect(&self, domain: String, proof: Arc<CertifiedKey>) {
+        let mut proofs = self.proofs.write().unwrap_or_else(PoisonError::into_inner);
+        proofs.insert(domain, proof);
+    }
+
+    fn forget_proofs(&self) {
+        let mut proofs = self.proofs.write().unwrap_or_else(PoisonError::into_inner);
+        proofs.clear();
+    }
+
+    fn proof(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
+        let proofs = self.proofs.read().unwrap_or_else(PoisonError::into_inner);
+        proofs.get(&domain.to_ascii_lowercase()).cloned()
+    }
+}
+
 /// What the public listeners speak TLS with.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
-    expiries: Vec<(String, SystemTime)>,
 }
 
 impl fmt::Debug for Tls {
@@ -157,29 +214,22 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Terms with these certificates; the first is shown where no other has the name asked for.
+    /// Terms with these certificates, and those that an authority issues; the first is shown where
+    /// no other has the name asked for.
     ///
     /// # Panics
     /// Never: the provider that is built in speaks both versions.
-    pub fn new(certificates: &[Certificate]) -> Self {
+    pub fn new(certificates: &[Certificate], shown: Option<Arc<Shown>>) -> Self {
+        let mut protocols = PROTOCOLS.to_vec();
+        protocols.extend(shown.is_some().then_some(acme::PROTOCOL));
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .expect("the built-in provider speaks TLS 1.2 and 1.3")
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(Choice::new(certificates)));
-        config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
-        let mut expiries: HashMap<String, SystemTime> = HashMap::new();
-        for certificate in certificates {
-            for name in &certificate.names {
-                let ends = expiries
-                    .entry(name.clone())
-                    .or_insert(certificate.not_after);
-                *ends = certificate.not_after.min(*ends);
-            }
-        }
+            .with_cert_resolver(Arc::new(Choice::new(certificates, shown)));
+        config.alpn_protocols = protocols.into_iter().map(<[u8]>::to_vec).collect();
         Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
-            expiries: expiries.into_iter().collect(),
         }
     }
 
@@ -187,11 +237,22 @@ impl Tls {
     pub(crate) fn acceptor(&self) -> &TlsAcceptor {
         &self.acceptor
     }
+}
 
-    /// When the certificates end, by the names they are for; the earliest where several are.
-    pub fn expiries(&self) -> &[(String, SystemTime)] {
-        &self.expiries
+/// When certificates end, by the names they are for; the earliest where several are.
+pub fn expiries<'c>(
+    certificates: impl IntoIterator<Item = &'c Certificate>,
+) -> Vec<(String, SystemTime)> {
+    let mut expiries: HashMap<String, SystemTime> = HashMap::new();
+    for certificate in certificates {
+        for name in &certificate.names {
+            let ends = expiries
+                .entry(name.clone())
+                .or_insert(certificate.not_after);
+            *ends = certificate.not_after.min(*ends);
+        }
     }
+    expiries.into_iter().collect()
 }
 
 /// Certificates by name.
@@ -199,10 +260,11 @@ impl Tls {
 struct Choice {
     by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
     first: Vec<Arc<CertifiedKey>>,
+    shown: Option<Arc<Shown>>,
 }
 
 impl Choice {
-    fn new(certificates: &[Certificate]) -> Self {
+    fn new(certificates: &[Certificate], shown: Option<Arc<Shown>>) -> Self {
         let mut by_name: HashMap<_, Vec<_>> = HashMap::new();
         for certificate in certificates {
             for name in &certificate.names {
@@ -214,6 +276,7 @@ impl Choice {
         Self {
             by_name,
             first: first.into_iter().collect(),
+            shown,
         }
     }
 
@@ -231,8 +294,23 @@ impl Choice {
 
 impl ResolvesServerCert for Choice {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let named = hello.server_name().and_then(|name| self.named(name));
-        let named = named.unwrap_or(&self.first);
+        let name = hello.server_name();
+        if let Some(shown) = &self.shown {
+            // An authority that looks offers nothing else (RFC 8737 §3).
+            let mut offered = hello.alpn().into_iter().flatten();
+            if (offered.next(), offered.next()) == (Some(acme::PROTOCOL), None) {
+                return shown.proof(name?);
+            }
+        }
+        let named = name.and_then(|name| self.named(name));
+        let issued = || self.shown.as_ref()?.certificate();
+        let named = match named {
+            Some(named) => named,
+            None => match issued().filter(|issued| self.first.is_empty() || issued.is_for(name)) {
+                Some(issued) => return Some(issued.shown),
+                None => &self.first,
+            },
+        };
         // One name may have certificates with keys of several kinds.
         let schemes = hello.signature_schemes();
         let fits = |shown: &&Arc<CertifiedKey>| shown.key.choose_scheme(schemes).is_some();

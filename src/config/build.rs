@@ -110,6 +110,7 @@ fn read_root(
     let mut warnings = Vec::new();
     let mut around = tls::Surroundings {
         now,
+        has_data_dir: data_dir.is_some(),
         warnings: &mut warnings,
         watched: &mut watched,
     };

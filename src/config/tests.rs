@@ -467,6 +467,86 @@ fn plain_http_for_strangers_is_warned_about_unless_something_stands_in_front() {
 }
 
 #[test]
+fn certificates_from_an_authority_need_names_and_a_place() {
+    let with = |top: &str, acme: &str| {
+        let text = format!(
+            "{top}\n[server]\ntls = {{ acme = {acme} }}\n{}",
+            endpoint("")
+        );
+        Try::new("acme", "toml", &text).load()
+    };
+    let place = "data_dir = \"/var/lib/x\"";
+    let config = with(place, "{ domains = [\"Hooks.example\"] }").unwrap();
+    let acme = config.server.acme().unwrap();
+    assert_eq!(acme.domains, ["hooks.example"]);
+    assert!(acme.directory.starts_with("https://acme-v02."));
+    assert_eq!((&acme.contact, acme.roots.len()), (&None, 0));
+    assert!(config.effective_toml().contains("[server.tls.acme]"));
+    let told = |top: &str, acme: &str| with(top, acme).unwrap_err();
+    let good = "domains = [\"a.example\"]";
+    for (top, acme, part) in [
+        (
+            "",
+            format!("{{ {good} }}"),
+            "server.tls.acme: expected data_dir with it",
+        ),
+        (
+            place,
+            "{}".to_owned(),
+            "acme.domains: expected at least one",
+        ),
+        (
+            place,
+            "{ domains = [\"*.a.example\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            "{ domains = [\"127.0.0.1\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            "{ domains = [\"localhost\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            format!("{{ {good}, contact = \"me@a.example\" }}"),
+            "acme.contact: expected a URL",
+        ),
+        (
+            place,
+            format!("{{ {good}, directory = \"http://a.example\" }}"),
+            "acme.directory: expected the https",
+        ),
+        (
+            place,
+            format!("{{ {good}, ca = \"/nowhere\" }}"),
+            "acme.ca: /nowhere cannot be read",
+        ),
+        (
+            place,
+            format!("{{ {good}, odd = 1 }}"),
+            "acme.odd: unknown key",
+        ),
+        (
+            place,
+            format!("{{ {good} }}, cert = \"x\""),
+            "server.tls.cert: expected either files or acme",
+        ),
+    ] {
+        let told = told(top, &acme);
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let twice = format!(
+        "{place}\n[server]\ntls = [{{ acme = {{ {good} }} }}, {{ acme = {{ {good} }} }}]\n{}",
+        endpoint("")
+    );
+    assert!(fault("twice", &twice).contains("server.tls: expected acme once"));
+}
+
+#[test]
 fn flags_alone_make_an_endpoint_named_default() {
     let sources = Sources {
         env: vec![("S".into(), CANARY.into())],

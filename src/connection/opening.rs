@@ -144,7 +144,12 @@ impl Opening {
         match (stream, &self.tls) {
             (Stream::Tcp(tcp), Some(tls)) if !is_plain => {
                 let session = handshake(tls, tcp).await?;
-                let is_http2 = session.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+                let protocol = session.get_ref().1.alpn_protocol();
+                if protocol == Some(tls::acme::PROTOCOL) {
+                    // The handshake is all that an authority comes for.
+                    return Err(OpenFault::Gone);
+                }
+                let is_http2 = protocol == Some(tls::HTTP2);
                 Ok(Opened {
                     stream: Stream::Tls(Box::new(TlsStream::Server(session))),
                     ip,

@@ -52,7 +52,7 @@ fn the_certificate_with_the_name_is_chosen_else_the_first() {
         certificate(&["b.example", "*.b.example"]),
         certificate(&["deep.b.example"]),
     ];
-    let choice = Choice::new(&all);
+    let choice = Choice::new(&all, None);
     let chosen = |name: &str| {
         let named = choice.named(name).unwrap_or(&choice.first);
         all.iter().position(|c| Arc::ptr_eq(&c.shown, &named[0]))
@@ -73,6 +73,10 @@ fn the_certificate_with_the_name_is_chosen_else_the_first() {
 
 #[test]
 fn the_nearest_end_counts_for_a_name() {
-    let tls = Tls::new(&[certificate(&["a.example"]), certificate(&["a.example"])]);
-    assert_eq!(tls.expiries().len(), 1);
+    let (mut one, two) = (certificate(&["a.example"]), certificate(&["a.example"]));
+    one.not_after = two.not_after + Duration::from_secs(1);
+    for both in [[&one, &two], [&two, &one]] {
+        let expected = [("a.example".to_owned(), two.not_after)];
+        assert_eq!(expiries(both), expected);
+    }
 }

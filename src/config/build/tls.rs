@@ -1,4 +1,4 @@
-//! `server.tls`: certificates and keys in files, one pair or a list of them.
+//! `server.tls`: certificates and keys in files, or from an authority; one table or a list of them.
 
 use std::{
     collections::BTreeSet,
@@ -7,26 +7,39 @@ use std::{
     time::SystemTime,
 };
 
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::{
     config::{document::remedy, table::Table},
-    tls::{Certificate, Misfit, Tls},
+    endpoint::{Transport, Upstream},
+    tls::{Certificate, Material, Misfit, acme::Settings},
 };
 
+/// The authority that is asked where none is named.
+const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+/// Most domains of one certificate.
+const MOST_DOMAINS: usize = 100;
 /// Within this time of its end a certificate is worth a warning, in seconds.
 const SOON: u64 = 14 * 24 * 60 * 60;
 
 /// What is read besides the tables.
 pub(super) struct Surroundings<'s> {
     pub(super) now: SystemTime,
+    pub(super) has_data_dir: bool,
     pub(super) warnings: &'s mut Vec<String>,
     pub(super) watched: &'s mut BTreeSet<PathBuf>,
 }
 
+/// One table.
+enum Entry {
+    Acme(Settings),
+    Files(Certificate),
+}
+
 /// Reads `tls` of the table of the public side; `None` where there is none, or it is wrong.
-pub(super) fn read(server: &mut Table, around: &mut Surroundings<'_>) -> Option<Tls> {
+pub(super) fn read(server: &mut Table, around: &mut Surroundings<'_>) -> Option<Material> {
     let is_given = server.has("tls");
     let is_list = server.is_list("tls");
     if server.is_empty_list("tls") {
@@ -36,9 +49,9 @@ pub(super) fn read(server: &mut Table, around: &mut Surroundings<'_>) -> Option<
         true => server.tables("tls"),
         false => vec![server.table("tls")],
     };
-    let certificates: Option<Vec<_>> = entries
+    let read: Option<Vec<_>> = entries
         .iter_mut()
-        .map(|entry| certificate(entry, is_given, around))
+        .map(|table| entry(table, is_given, around))
         .collect();
     let mut schema = Value::Null;
     let mut shown = Vec::new();
@@ -54,8 +67,138 @@ pub(super) fn read(server: &mut Table, around: &mut Surroundings<'_>) -> Option<
     }
     let several = json!({"type": "array", "minItems": 1, "items": schema});
     server.describe("tls", json!({"anyOf": [schema, several]}));
-    let certificates = certificates.filter(|certificates| !certificates.is_empty())?;
-    Some(Tls::new(&certificates))
+    let mut material = Material {
+        certificates: Vec::new(),
+        acme: None,
+    };
+    let read = read.filter(|read| !read.is_empty())?;
+    for entry in read {
+        match entry {
+            Entry::Files(certificate) => material.certificates.push(certificate),
+            Entry::Acme(settings) => {
+                if material.acme.replace(settings).is_some() {
+                    server.fault("tls", "expected acme once; it takes a list of domains");
+                }
+            }
+        }
+    }
+    Some(material)
+}
+
+fn entry(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Option<Entry> {
+    let has_acme = table.has("acme");
+    let mut own = table.table("acme");
+    let settings = acme(&mut own, has_acme, around);
+    table.close("acme", own);
+    if !has_acme {
+        return certificate(table, is_given, around).map(Entry::Files);
+    }
+    for name in ["cert", "key"] {
+        if table.text(name).is_some() {
+            table.fault(name, "expected either files or acme; a list can hold both");
+        }
+    }
+    settings.map(Entry::Acme)
+}
+
+fn acme(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Option<Settings> {
+    let is_empty = !table.has("domains") || table.is_empty_list("domains");
+    let expected = "a DNS name such as hooks.example.com, without a wildcard";
+    let domains = table.list("domains", &[], expected, domain);
+    let contact = table.text("contact");
+    let directory = table.text_or("directory", DIRECTORY);
+    let ca = table.text("ca");
+    if !is_given {
+        return None;
+    }
+    let faults = [
+        (is_empty, "domains", "expected at least one DNS name"),
+        (
+            domains.len() > MOST_DOMAINS,
+            "domains",
+            "expected at most 100: one certificate is for all of them",
+        ),
+        (
+            contact.as_ref().is_some_and(|text| !is_contact(text)),
+            "contact",
+            "expected a URL such as mailto:operator@example.com",
+        ),
+        (
+            !is_directory(&directory),
+            "directory",
+            "expected the https URL of an ACME directory",
+        ),
+        (
+            !around.has_data_dir,
+            "",
+            "expected data_dir with it: account and certificate are kept there",
+        ),
+    ];
+    for (_, key, what) in faults.iter().filter(|(is_wrong, ..)| *is_wrong) {
+        table.fault(key, *what);
+    }
+    let roots = match &ca {
+        None => Vec::new(),
+        Some(path) => {
+            around.watched.insert(path.into());
+            let roots = read_file(Path::new(path)).map(|bytes| roots(&bytes));
+            match roots {
+                Ok(roots) if !roots.is_empty() => roots,
+                Ok(_) => {
+                    table.fault(
+                        "ca",
+                        format!("{path} holds no certificate in PEM; name one that does"),
+                    );
+                    return None;
+                }
+                Err(what) => {
+                    table.fault("ca", what);
+                    return None;
+                }
+            }
+        }
+    };
+    faults
+        .iter()
+        .all(|(is_wrong, ..)| !is_wrong)
+        .then_some(Settings {
+            domains,
+            contact,
+            directory,
+            roots,
+        })
+}
+
+fn roots(bytes: &[u8]) -> Vec<CertificateDer<'static>> {
+    let roots: Result<_, _> = CertificateDer::pem_slice_iter(bytes).collect();
+    roots.unwrap_or_default()
+}
+
+/// A DNS name in lower case (RFC 1123 §2.1), of two labels or more.
+fn domain(text: &str) -> Option<String> {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_name = text.len() <= 253 && text.contains('.') && text.split('.').all(is_label);
+    let is_address = text.parse::<std::net::IpAddr>().is_ok();
+    (is_name && !is_address).then(|| text.to_ascii_lowercase())
+}
+
+fn is_contact(text: &str) -> bool {
+    let address = text.strip_prefix("mailto:").unwrap_or_default();
+    address
+        .split_once('@')
+        .is_some_and(|(who, place)| !who.is_empty() && !place.is_empty())
+        && address.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn is_directory(text: &str) -> bool {
+    matches!(Upstream::parse_url(text), Ok((Transport::Tls { .. }, ..)))
 }
 
 fn certificate(
