@@ -35,6 +35,7 @@ use crate::{
     metrics::{EventLabel, Outcome},
     rejection::{KeyFault, Malformation, Rejection},
     signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
+    trace::Trace,
     upstream::{Answer, AnswerBody, Progress, UpstreamError},
 };
 
@@ -129,6 +130,7 @@ impl Gate {
         let now = SystemTime::now();
         let mut visit = Visit::begin(now, watch.begin(), &mut self.random.borrow_mut());
         let (head, inflow) = request.into_parts();
+        visit.trace = Trace::begin(&head.headers, now);
         let outcome = self.pass(watch, &head, inflow, &mut visit).await;
         let mut response = match outcome {
             Ok(response) => response,
@@ -663,6 +665,7 @@ impl Relay<'_> {
             .ok_or(Rejection::Overloaded)?;
         let head = self.request_head(visit, body, verified);
         let (progress, patience) = (Progress::default(), endpoint.deadline);
+        let attempt = visit.attempt(endpoint);
         let sent = self
             .pool
             .send(permit, head, body.as_bytes(), keyed, patience, &progress);
@@ -672,14 +675,17 @@ impl Relay<'_> {
                 let answered = Instant::now();
                 visit.answered = Some(answered);
                 metrics.upstream_answered(answer.status, answered - self.passed);
+                attempt.end(Ok(answer.status));
                 Ok(answer)
             }
             Some(Err(error)) => {
+                attempt.end(Err(&error));
                 metrics.upstream_errors.inc();
                 visit.cause = Some(error);
                 Err(Rejection::UpstreamUnreachable)
             }
             None => {
+                attempt.end(Err(&"no answer in time"));
                 metrics.upstream_errors.inc();
                 Err(Rejection::UpstreamTimeout)
             }

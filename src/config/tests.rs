@@ -467,6 +467,31 @@ fn plain_http_for_strangers_is_warned_about_unless_something_stands_in_front() {
 }
 
 #[test]
+fn certificates_in_files_are_shown_as_they_were_given() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let pair = format!(
+        "{{ cert = \"{0}/server.pem\", key = \"{0}/server.key\" }}",
+        fixtures.display()
+    );
+    for tls in [pair.clone(), format!("[{pair}, {pair}]")] {
+        let config = good("files", &format!("[server]\ntls = {tls}\n{}", endpoint("")));
+        let shown = config.effective_toml();
+        assert!(
+            shown.contains("server.key") && !shown.contains("acme"),
+            "{shown}"
+        );
+        let files = &config.server.tls.unwrap().certificates;
+        assert_eq!(files.len(), tls.matches("server.pem").count());
+        assert!(
+            config
+                .watched
+                .iter()
+                .any(|path| path.ends_with("server.key"))
+        );
+    }
+}
+
+#[test]
 fn certificates_from_an_authority_need_names_and_a_place() {
     let with = |top: &str, acme: &str| {
         let text = format!(

@@ -132,7 +132,8 @@ impl Opening {
     ) -> Result<Opened, OpenFault> {
         let mut is_secure = false;
         if self.proxies.as_ref().is_some_and(|all| all.include(ip)) {
-            let told = preamble::read(&mut stream).await;
+            let first = preamble::first(&mut stream).await;
+            let told = preamble::read(first.ok_or(OpenFault::Gone)?, &mut stream).await;
             let told = told.map_err(|_| OpenFault::NoPreamble)?;
             is_secure = told.is_secure;
             match told.client {

@@ -39,19 +39,33 @@ pub(super) enum Client {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoPreamble;
 
+/// The first byte of what may be a preamble.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct First(u8);
+
+/// Waits for the first byte; `None` where the other side went away without one, as those do who
+/// only look whether somebody listens.
+pub(super) async fn first(stream: &mut (impl AsyncRead + Unpin)) -> Option<First> {
+    stream.read_u8().await.ok().map(First)
+}
+
 impl From<io::Error> for NoPreamble {
     fn from(_: io::Error) -> Self {
         Self
     }
 }
 
-/// Reads a preamble.
+/// Reads the rest of a preamble.
 ///
 /// # Errors
 /// [`NoPreamble`]; how much was read is then of no interest.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Told, NoPreamble> {
-    let mut bytes = vec![0; SIGNATURE.len()];
-    stream.read_exact(&mut bytes).await?;
+pub(super) async fn read(
+    First(first): First,
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<Told, NoPreamble> {
+    let mut bytes = vec![first; SIGNATURE.len()];
+    let rest = bytes.get_mut(1..).unwrap_or_default();
+    stream.read_exact(rest).await?;
     if bytes == SIGNATURE {
         bytes.resize(FIXED, 0);
         let fixed = bytes.get_mut(SIGNATURE.len()..).unwrap_or_default();
@@ -123,7 +137,11 @@ mod tests {
     fn read_of(bytes: &[u8]) -> (Result<Told, NoPreamble>, Vec<u8>) {
         let mut rest = bytes;
         let mut cx = Context::from_waker(Waker::noop());
-        let told = match pin!(read(&mut rest)).poll(&mut cx) {
+        let whole = async {
+            let first = first(&mut rest).await.ok_or(NoPreamble)?;
+            read(first, &mut rest).await
+        };
+        let told = match pin!(whole).poll(&mut cx) {
             Poll::Ready(told) => told,
             Poll::Pending => panic!("bytes at hand are waited for"),
         };

@@ -21,9 +21,6 @@ use crate::{
 const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Most domains of one certificate.
 const MOST_DOMAINS: usize = 100;
-/// Within this time of its end a certificate is worth a warning, in seconds.
-const SOON: u64 = 14 * 24 * 60 * 60;
-
 /// What is read besides the tables.
 pub(super) struct Surroundings<'s> {
     pub(super) now: SystemTime,
@@ -89,8 +86,10 @@ fn entry(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Op
     let has_acme = table.has("acme");
     let mut own = table.table("acme");
     let settings = acme(&mut own, has_acme, around);
-    table.close("acme", own);
-    if !has_acme {
+    if has_acme {
+        table.close("acme", own);
+    } else {
+        table.describe("acme", own.end().1);
         return certificate(table, is_given, around).map(Entry::Files);
     }
     for name in ["cert", "key"] {
@@ -271,14 +270,17 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 
 /// What is worth a word about a certificate that can be used.
 fn doubt(certificate: &Certificate, now: SystemTime, place: &str, path: &str) -> Option<String> {
-    let what = match certificate.remaining(now).map(|left| left.as_secs()) {
+    // Whoever renews them does so with more of their time left.
+    let soon = certificate.lifetime() / 6;
+    let what = match certificate.remaining(now) {
         _ if certificate.names().is_empty() => {
             "has no subject alternative name, and senders compare nothing else; issue it with one"
                 .to_owned()
         }
         None => "is not valid now; senders refuse it until it is renewed".to_owned(),
-        Some(left) if left < SOON => {
-            format!("ends within {} days; renew it", left / (24 * 60 * 60) + 1)
+        Some(left) if left < soon => {
+            let days = left.as_secs() / (24 * 60 * 60) + 1;
+            format!("ends within {days} days; renew it")
         }
         Some(_) => return None,
     };
