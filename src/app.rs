@@ -6,6 +6,7 @@
 mod bind;
 mod reload;
 mod storage;
+mod supervisor;
 
 use std::{
     io,
@@ -23,7 +24,11 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use self::{bind::Bound, reload::Watcher};
+use self::{
+    bind::Bound,
+    reload::Watcher,
+    supervisor::{Pulse, Supervisor},
+};
 use crate::{
     admin::Admin,
     body::Budget,
@@ -127,6 +132,7 @@ pub struct App {
     listening: Vec<(&'static str, String)>,
     /// Where this process logs by itself.
     log: Option<log::Switch>,
+    supervisor: Supervisor,
 }
 
 impl App {
@@ -161,6 +167,7 @@ impl App {
         };
         let listening = [addresses("public", &public), addresses("admin", &operator)].concat();
 
+        let mut supervisor = Supervisor::new();
         let is_ready = Arc::new(AtomicBool::new(false));
         let (public_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -176,7 +183,8 @@ impl App {
             let make = move || Gate::new(shared, live);
             let name = format!("hookward-{number}");
             let notices = (started_one.clone(), ended_one.clone());
-            thread(name, make, sockets, budget, doors, orders, notices)?;
+            let pulse = supervisor.pulse();
+            thread(name, make, sockets, budget, doors, orders, (pulse, notices))?;
         }
         let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
         if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
@@ -187,7 +195,7 @@ impl App {
             );
             let (orders, ended) = (seen.clone(), disk_ended_one.clone());
             storage::control(dir, control, orders, ended)?;
-            storage::delivery(seen.clone(), disk_ended_one)?;
+            storage::delivery(seen.clone(), supervisor.pulse(), disk_ended_one)?;
         }
         let (admin_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -207,7 +215,7 @@ impl App {
             shared.budget.clone(),
             Doors::new(uncounted),
             seen,
-            (started_one, admin_ended_one),
+            (supervisor.pulse(), (started_one, admin_ended_one)),
         )?;
         while started.blocking_recv().is_some() {}
         let mut bound = public;
@@ -229,6 +237,7 @@ impl App {
             bound,
             listening,
             log: None,
+            supervisor,
         })
     }
 
@@ -245,6 +254,7 @@ impl App {
             endpoints = self.live.endpoints.len(),
             "ready"
         );
+        self.supervisor.ready(self.live.endpoints.len());
     }
 
     /// The addresses senders connect to.
@@ -284,6 +294,7 @@ impl App {
                     Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
                     broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
                     _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
+                    never = self.supervisor.watch() => match never {},
                 }
             }
             tokio::select! {
@@ -318,6 +329,7 @@ impl App {
     async fn drain(&mut self) -> Result<(), AppError> {
         self.is_ready.store(false, Ordering::Release);
         self.shared.is_leaving.store(true, Ordering::Relaxed);
+        self.supervisor.stopping();
         let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
         tracing::info!(
             delay_seconds = delay.as_secs_f64(),
@@ -354,6 +366,7 @@ impl App {
 
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
+        self.supervisor.reloading();
         // Looked at before they are read: what changes meanwhile is read again.
         let mut seen = watcher.look();
         let mut named = Vec::new();
@@ -372,6 +385,7 @@ impl App {
                     endpoints = self.live.endpoints.len(),
                     "configuration reloaded"
                 );
+                self.supervisor.ready(self.live.endpoints.len());
             }
             Err(faults) => {
                 watcher.saw(seen);
@@ -379,6 +393,7 @@ impl App {
                 for fault in faults {
                     tracing::error!(why, %fault, "configuration refused, the running one stays");
                 }
+                self.supervisor.refused();
             }
         }
     }
@@ -458,7 +473,7 @@ fn thread<H: Handler>(
     budget: Arc<Budget>,
     doors: Doors,
     orders: watch::Receiver<Orders<H::News>>,
-    (started, ended): Notices,
+    (pulse, (started, ended)): (Pulse, Notices),
 ) -> Result<(), AppError>
 where
     H::News: Send + Sync,
@@ -469,7 +484,7 @@ where
             let run = server::run(make(), sockets, budget, doors, orders, move || {
                 drop(started)
             });
-            runtime.block_on(run)
+            runtime.block_on(pulse.beside(run))
         });
         if let Err(error) = &outcome {
             tracing::error!(%error, "an event loop ended");

@@ -17,6 +17,7 @@ use super::{Fault, Flags, Sources};
 /// Where the configuration is when nothing says otherwise.
 const DEFAULT_FILE: &str = "/etc/hookward/hookward.toml";
 const PREFIX: &str = "HOOKWARD_";
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Variables of ours that are no configuration.
 const RESERVED: [&str; 2] = ["CONFIG", "LOG"];
 /// The tables and keys at the top.
@@ -191,6 +192,24 @@ pub(super) fn remedy(kind: io::ErrorKind) -> &'static str {
         () if kind == io::ErrorKind::IsADirectory => "name a file in it",
         () => "look at the file system",
     }
+}
+
+/// Where a file that a configuration names is: under `$CREDENTIALS_DIRECTORY/` it is one that systemd
+/// laid there for this run (`LoadCredential=`).
+///
+/// # Errors
+/// What would be right, where the variable is not set.
+pub(super) fn located(path: &Path, env: &[(String, String)]) -> Result<PathBuf, &'static str> {
+    let Ok(name) = path.strip_prefix(format!("${CREDENTIALS}")) else {
+        return Ok(path.to_owned());
+    };
+    env.iter()
+        .find(|(variable, directory)| variable == CREDENTIALS && !directory.is_empty())
+        .map(|(_, directory)| Path::new(directory).join(name))
+        .ok_or(
+            "CREDENTIALS_DIRECTORY is not set: systemd sets it for a service with LoadCredential; \
+             elsewhere, set it to the directory",
+        )
 }
 
 fn read_toml(text: &str) -> Result<Value, String> {

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{DAY, MS, as_moment, queueing::on_disk, read_dedup};
 use crate::{
-    config::document::remedy,
+    config::document::{located, remedy},
     config::table::{Kind, Table, as_text},
     endpoint::{
         Dedup, Endpoint, EndpointName, Enforcement, EventFilter, PathPattern, Rate, TlsMaterial,
@@ -264,8 +264,15 @@ impl Reader<'_> {
     }
 
     fn file(&mut self, table: &Table, key: &str, path: &Path) -> Option<Zeroizing<Vec<u8>>> {
-        self.watched.insert(path.to_owned());
-        match fs::read(path) {
+        let path = match located(path, self.env) {
+            Ok(path) => path,
+            Err(what) => {
+                table.fault(key, what);
+                return None;
+            }
+        };
+        self.watched.insert(path.clone());
+        match fs::read(&path) {
             Ok(bytes) => Some(Zeroizing::new(bytes)),
             Err(error) => {
                 let kind = error.kind();
