@@ -449,6 +449,9 @@ impl Metrics {
             name: name.to_owned(),
             all: self.clone(),
         };
+        let is_kept = endpoint.mode != (Mode::Relay { fallback: None });
+        self.queue
+            .limit_pending(name, is_kept.then_some(endpoint.queueing.max_pending_bytes));
         for (secret, expiry) in endpoint.secrets.names().zip(endpoint.secrets.expiries()) {
             if let Some(expiry) = expiry {
                 self.secret_expiry
@@ -471,6 +474,9 @@ impl Metrics {
         for old in before {
             let name = old.name.as_str();
             let kept = running.iter().find(|e| e.name == old.name);
+            if kept.is_none() {
+                self.queue.limit_pending(name, None);
+            }
             for secret in old.secrets.names() {
                 let is_kept = kept.is_some_and(|e| {
                     e.secrets
