@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 import kubernetes_validate
 import yaml
@@ -17,6 +18,7 @@ import configuration
 import links
 import render
 import twins
+from score import Score
 
 # The oldest that has all we use, one in the middle, and the newest.
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -64,20 +66,12 @@ def checkov(sets):
 CHECKS = {"schema": schema, "links": links.complaints, "configuration": configuration.complaints}
 
 
-class Score:
-    passed = failed = 0
-
-    def count(self, is_good, what, details):
-        if is_good:
-            self.passed += 1
-        else:
-            self.failed += 1
-            print(f"FAILED {what}\n  " + "\n  ".join(details))
-
-
 def main():
-    score, sets = Score(), render.rendered()
+    score, sets = Score("deploy"), render.rendered()
+    version = tomllib.loads((render.DEPLOY.parent / "Cargo.toml").read_text())["package"]["version"]
     for name, documents in sets.items():
+        image = render.hookward(documents)["image"]
+        score.count(image.endswith(f"hookward:{version}"), f"{name} runs {image}, which is not {version}")
         for check, complaints in CHECKS.items():
             found = list(complaints(documents))
             score.count(not found, f"{check} of {name}", found)
@@ -103,8 +97,7 @@ def main():
     for settings, expected in twins.REFUSED_VALUES:
         text, complaint = render.template(**settings)
         score.count(text is None and expected in complaint, f"the chart takes {settings}", [complaint])
-    print(f"deploy: {score.passed} passed, {score.failed} failed")
-    return 1 if score.failed else 0
+    return score.close()
 
 
 if __name__ == "__main__":
