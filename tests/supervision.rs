@@ -47,7 +47,7 @@ fn a_service_manager_hears_how_it_is() {
     let (manager, setup) = Manager::of(Daemon::relay(&upstream.url(), ""));
     let config = setup.config_path();
     let mut daemon = setup.start();
-    assert_eq!(manager.hears().unwrap(), ["READY=1", "STATUS=1 endpoints"]);
+    assert_eq!(manager.hears().unwrap(), ["READY=1", "STATUS=endpoints: 1"]);
 
     daemon.signal(Signal::HUP);
     let reloading = manager.hears().unwrap();
@@ -80,6 +80,7 @@ fn the_watchdog_is_fed_only_while_every_event_loop_turns() {
         for _ in 0..5 {
             assert_eq!(manager.hears().unwrap(), ["WATCHDOG=1"]);
         }
+        assert!(!daemon.log().contains("stands still"), "{thread}");
         let task = task(&daemon, thread);
         let mut strace = Command::new("strace")
             .args([

@@ -36,12 +36,18 @@ secrets = [{ name = "main", file = "/etc/hookward/secret" }]
 APPLICATION = """
 import http.server
 class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         print(self.path, self.headers["Hookward-Event-Id"], flush=True)
         self.send_response(200)
+        self.send_header("Content-Length", "0")
         self.end_headers()
-http.server.ThreadingHTTPServer(("0.0.0.0", 3000), Answer).serve_forever()
+    def log_message(self, *_):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024
+Server(("0.0.0.0", 3000), Answer).serve_forever()
 """
 
 

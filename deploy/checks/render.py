@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import subprocess
+import tempfile
 
 import yaml
 
@@ -30,6 +32,11 @@ def rendered():
         if lint[0] is None:
             raise SystemExit(f"helm lint with {values}: {lint[1]}")
         sets[f"helm/{values.stem}"] = load(template(values))
+    (shown,) = re.findall("```yaml\n(.*?)```", (DEPLOY.parent / "README.md").read_text(), re.DOTALL)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
+        values.write(shown)
+        values.flush()
+        sets["helm with the values in README.md"] = load(template(values.name))
     return sets
 
 

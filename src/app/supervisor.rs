@@ -33,7 +33,8 @@ pub(super) struct Supervisor {
 #[derive(Debug)]
 struct Watchdog {
     every: Duration,
-    next_look: Instant,
+    /// `None` until the first wait for one.
+    next_look: Option<Instant>,
     loops: Vec<Loop>,
 }
 
@@ -54,7 +55,7 @@ impl Supervisor {
         Self {
             watchdog: sd_notify::watchdog_enabled().map(|within| Watchdog {
                 every: within / LOOKS,
-                next_look: Instant::now(),
+                next_look: None,
                 loops: Vec::new(),
             }),
         }
@@ -74,7 +75,7 @@ impl Supervisor {
 
     /// It serves this many endpoints.
     pub(super) fn ready(&self, endpoints: usize) {
-        let status = format!("{endpoints} endpoints");
+        let status = format!("endpoints: {endpoints}");
         tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
 
@@ -103,8 +104,9 @@ impl Supervisor {
             return std::future::pending().await;
         };
         loop {
-            sleep_until(watchdog.next_look).await;
-            watchdog.next_look = Instant::now() + watchdog.every;
+            let after = |now: Instant| now + watchdog.every;
+            sleep_until(*watchdog.next_look.get_or_insert_with(|| after(Instant::now()))).await;
+            watchdog.next_look = Some(after(Instant::now()));
             if watchdog.all_beat() {
                 tell(&[NotifyState::Watchdog]);
             } else {
