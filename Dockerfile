@@ -9,14 +9,10 @@ WORKDIR /src
 COPY . .
 ARG HOOKWARD_REVISION=unknown
 ENV HOOKWARD_REVISION=$HOOKWARD_REVISION
-# With a target named, the flags are the binary's alone: build scripts stay dynamic.
-ENV RUSTFLAGS="-C target-feature=+crt-static"
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-RUN target=$(rustc -vV | sed -n 's/^host: //p'); \
-    cargo build --release --locked --target "$target"; \
-    install -D "target/$target/release/hookward" /image/usr/bin/hookward; \
-    install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt; \
-    install -d /image/var/lib/hookward
+RUN cargo static \
+    && install -D target/*/release/hookward /image/usr/bin/hookward \
+    && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
+    && install -d /image/var/lib/hookward
 
 FROM scratch
 COPY --from=build /image/usr /usr
