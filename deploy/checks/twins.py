@@ -69,12 +69,19 @@ TWINS = [
     ("checkov", GATEWAY, without(pod_spec, "automountServiceAccountToken"), "CKV_K8S_38"),
 ]
 
+ENDPOINT = {
+    "config__endpoints__crm__path": "/a",
+    "config__endpoints__crm__upstream": "http://127.0.0.1:3000/a",
+    "config__endpoints__crm__secrets[0]__file": "/run/secrets/hookward/tinytalk",
+}
+
 # Values the chart must refuse, and what it says.
 REFUSED_VALUES = [
     ({"secretName": "other"}, "endpoints"),
     ({"config__endpoints__crm__path": "/a"}, "upstream"),
     ({"shape": "daemon"}, "shape"),
-    ({"shape": "sidecar"}, "app"),
+    ({"shape": "sidecar", **ENDPOINT}, "app"),
+    ({"shape": "sidecar", "app__image": "app:1", "replicas": "2", **ENDPOINT}, "belongs to one pod"),
     ({"persistense__enabled": "false"}, "persistense"),
     ({"config__server__listen": "1"}, "listen"),
 ]

@@ -105,7 +105,12 @@ impl Supervisor {
         };
         loop {
             let after = |now: Instant| now + watchdog.every;
-            sleep_until(*watchdog.next_look.get_or_insert_with(|| after(Instant::now()))).await;
+            sleep_until(
+                *watchdog
+                    .next_look
+                    .get_or_insert_with(|| after(Instant::now())),
+            )
+            .await;
             watchdog.next_look = Some(after(Instant::now()));
             if watchdog.all_beat() {
                 tell(&[NotifyState::Watchdog]);
