@@ -12,6 +12,7 @@ use std::{
     io,
     num::NonZeroUsize,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,6 +34,7 @@ use crate::{
     admin::Admin,
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
+    connection::opening::Opening,
     control::Control,
     dedup::Table,
     gate::{Gate, Live, Refusals, Shared},
@@ -41,6 +43,7 @@ use crate::{
     queue::{Broken, OpenError, Queue},
     server::{self, Doors, Handler, Orders, Stage},
     shutdown::{Signals, Wanted},
+    tls::{self, Tls, acme},
 };
 
 /// Keys in flight at a time, over all endpoints.
@@ -130,6 +133,8 @@ pub struct App {
     admin_ended: mpsc::Receiver<io::Result<()>>,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
+    /// Where certificates are obtained from an authority.
+    acme: Option<Arc<acme::Manager>>,
     /// Where this process logs by itself.
     log: Option<log::Switch>,
     supervisor: Supervisor,
@@ -155,7 +160,10 @@ impl App {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
-        let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);
+        let acme = obtaining(&config)?;
+        let live = live(&config, &shared, None, acme.as_deref());
+        let live = Arc::new(live.map_err(AppError::Upstream)?);
+        note_certificates(&config, &shared, acme.as_deref());
         let threads = config.server.threads;
         let public = bind::public(&config.server.listen, threads)?;
         let operator = bind::all(&config.admin_listen, NonZeroUsize::MIN)?;
@@ -236,6 +244,7 @@ impl App {
             admin_ended,
             bound,
             listening,
+            acme,
             log: None,
             supervisor,
         })
@@ -283,8 +292,14 @@ impl App {
         runtime.block_on(async move {
             self.announce();
             let mut watcher = Watcher::new(&self.config.watched);
+            let acme = self.acme.clone();
+            let mut renewing = pin!(obtain(acme.as_deref()));
             loop {
                 tokio::select! {
+                    () = &mut renewing => return Err(AppError::ThreadEnded),
+                    () = issued(acme.as_deref()) => {
+                        note_certificates(&self.config, &self.shared, acme.as_deref());
+                    }
                     wanted = signals.next() => match wanted {
                         Wanted::Reload => self.reload(&mut watcher, "signal"),
                         Wanted::Stop => break,
@@ -414,7 +429,8 @@ impl App {
                 "needs a restart to change".to_owned(),
             ));
         }
-        let live = live(&new, &self.shared, Some(&self.live)).map_err(|what| fault("", what))?;
+        let live = live(&new, &self.shared, Some(&self.live), self.acme.as_deref())
+            .map_err(|what| fault("", what))?;
         let live = Arc::new(live);
         self.shared.budget.resize(new.limits.max_buffered);
         let (now, before): (Vec<_>, Vec<_>) = (
@@ -424,6 +440,7 @@ impl App {
         self.shared.metrics.retain(&now, &before);
         self.public.send_modify(|orders| orders.news = live.clone());
         self.live = live;
+        note_certificates(&new, &self.shared, self.acme.as_deref());
         self.shared
             .access_log
             .store(new.log.access, Ordering::Relaxed);
@@ -438,14 +455,60 @@ impl App {
     }
 }
 
-fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<Live, String> {
+fn live(
+    config: &Config,
+    shared: &Arc<Shared>,
+    before: Option<&Live>,
+    acme: Option<&acme::Manager>,
+) -> Result<Live, String> {
+    let server = &config.server;
+    let shown = || acme.map(|acme| acme.shown().clone());
+    let tls = server.tls.as_ref();
+    let tls = tls.map(|material| Tls::new(&material.certificates, shown()));
     Live::new(
         config.endpoints.clone(),
         config.limits,
-        config.server.trusted_proxies.clone(),
+        server.trusted_proxies.clone(),
+        Opening::new(tls, server.proxies.clone()),
         shared,
         before,
     )
+}
+
+/// Opens what is kept of certificates from an authority, where they come from one.
+fn obtaining(config: &Config) -> Result<Option<Arc<acme::Manager>>, AppError> {
+    let (Some(settings), Some(dir)) = (config.server.acme(), &config.data_dir) else {
+        return Ok(None);
+    };
+    let dir = dir.join("acme");
+    let opened = acme::Manager::open(settings.clone(), &dir);
+    let place = || format!("cannot keep certificates in {}", dir.display());
+    Ok(Some(Arc::new(
+        opened.map_err(|error| AppError::Start(place(), error))?,
+    )))
+}
+
+/// Obtains certificates for ever, where they come from an authority.
+async fn obtain(acme: Option<&acme::Manager>) {
+    match acme {
+        Some(acme) => acme.run().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when an authority has issued another certificate.
+async fn issued(acme: Option<&acme::Manager>) {
+    match acme {
+        Some(acme) => acme.changed().notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn note_certificates(config: &Config, shared: &Shared, acme: Option<&acme::Manager>) {
+    let files = config.server.tls.iter().flat_map(|tls| &tls.certificates);
+    let issued = acme.and_then(|acme| acme.shown().certificate());
+    let expiries = tls::expiries(files.chain(&issued));
+    shared.metrics.certificates(&expiries);
 }
 
 /// Resolves when the store is broken; never without one.

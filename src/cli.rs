@@ -14,7 +14,7 @@ mod verify;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -53,6 +53,11 @@ enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages: hookward.1 and one for each command
+    Man {
+        /// The directory they are written into
+        directory: PathBuf,
     },
     /// Ask a running hookward whether it is ready
     Healthcheck(healthcheck::HealthcheckArgs),
@@ -191,6 +196,7 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "hookward", &mut script);
                 print(&String::from_utf8_lossy(&script))
             }
+            Command::Man { directory } => man(&directory),
             Command::Healthcheck(args) => healthcheck::run(args),
         };
         let (code, lines) = match outcome {
@@ -204,6 +210,17 @@ impl Cli {
         }
         code
     }
+}
+
+/// Writes the manual pages.
+fn man(directory: &Path) -> Outcome {
+    let written = clap_mangen::generate_to(Cli::command(), directory);
+    written.map_err(|error| {
+        let (kind, directory) = (error.kind(), directory.display());
+        Failure::Failed(format!(
+            "{directory}: {kind}; name a directory that is there and can be written to"
+        ))
+    })
 }
 
 /// Writes to stdout; a reader that has seen enough is no failure.

@@ -18,7 +18,6 @@ use std::{
 };
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
 pub(crate) use self::disk::lane_of;
@@ -27,7 +26,7 @@ pub use self::live::{Lane, Live, Refusals, Shared};
 use self::visit::{Visit, problem};
 use crate::{
     body::{self, Body, BodyError},
-    connection::{self, Verdict, Watch},
+    connection::{self, Inflow, Verdict, Watch},
     dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
     endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
@@ -36,6 +35,7 @@ use crate::{
     metrics::{EventLabel, Outcome},
     rejection::{KeyFault, Malformation, Rejection},
     signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
+    trace::Trace,
     upstream::{Answer, AnswerBody, Progress, UpstreamError},
 };
 
@@ -122,11 +122,16 @@ impl Gate {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub async fn handle(
+        &self,
+        watch: &Watch,
+        request: Request<Inflow<'_>>,
+    ) -> Response<AnswerBody> {
         let now = SystemTime::now();
         let mut visit = Visit::begin(now, watch.begin(), &mut self.random.borrow_mut());
-        let (head, incoming) = request.into_parts();
-        let outcome = self.pass(watch, &head, incoming, &mut visit).await;
+        let (head, inflow) = request.into_parts();
+        visit.trace = Trace::begin(&head.headers, now);
+        let outcome = self.pass(watch, &head, inflow, &mut visit).await;
         let mut response = match outcome {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
@@ -145,7 +150,7 @@ impl Gate {
         &self,
         watch: &Watch,
         head: &Parts,
-        incoming: Incoming,
+        inflow: Inflow<'_>,
         visit: &mut Visit,
     ) -> Result<Response<AnswerBody>, Rejection> {
         let lanes = self.lanes.borrow().clone();
@@ -156,7 +161,6 @@ impl Gate {
         visit.enter(lane);
         let endpoint = &*lane.endpoint;
         check_remainder(remainder)?;
-        let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
         visit.closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         refuse_early(endpoint, head, announced)?;
@@ -661,6 +665,7 @@ impl Relay<'_> {
             .ok_or(Rejection::Overloaded)?;
         let head = self.request_head(visit, body, verified);
         let (progress, patience) = (Progress::default(), endpoint.deadline);
+        let attempt = visit.attempt(endpoint);
         let sent = self
             .pool
             .send(permit, head, body.as_bytes(), keyed, patience, &progress);
@@ -670,14 +675,17 @@ impl Relay<'_> {
                 let answered = Instant::now();
                 visit.answered = Some(answered);
                 metrics.upstream_answered(answer.status, answered - self.passed);
+                attempt.end(Ok(answer.status));
                 Ok(answer)
             }
             Some(Err(error)) => {
+                attempt.end(Err(&error));
                 metrics.upstream_errors.inc();
                 visit.cause = Some(error);
                 Err(Rejection::UpstreamUnreachable)
             }
             None => {
+                attempt.end(Err(&"no answer in time"));
                 metrics.upstream_errors.inc();
                 Err(Rejection::UpstreamTimeout)
             }

@@ -20,6 +20,7 @@ use prometheus::{
 
 pub use self::queueing::{Deliveries, QueueMetrics};
 use crate::{
+    connection::opening::OpenFault,
     dedup::{KeyReuse, Replay},
     endpoint::{Endpoint, EndpointName, Enforcement, EventFilter, Mode},
     rejection::Rejection,
@@ -159,6 +160,8 @@ pub struct Metrics {
     secret_matches: IntCounterVec,
     last_verified: GaugeVec,
     secret_expiry: GaugeVec,
+    certificate_expiry: GaugeVec,
+    not_opened: IntCounterVec,
     evictions: IntCounterVec,
     /// Time spent on hashing and comparing, per verified or refused body.
     pub verify_duration: Histogram,
@@ -268,6 +271,18 @@ impl Metrics {
                 "When a secret stops matching.",
                 &["endpoint", "secret"],
             ),
+            certificate_expiry: moments(
+                &registry,
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate shown for a domain ends.",
+                &["domain"],
+            ),
+            not_opened: counters(
+                &registry,
+                "handshake_failures_total",
+                "Connections on which no HTTP could be spoken, by cause.",
+                &["cause"],
+            ),
             evictions: counters(
                 &registry,
                 "dedup_evictions_total",
@@ -332,6 +347,9 @@ impl Metrics {
         for cause in ["capacity", "expired"] {
             metrics.evictions.with_label_values(&[cause]);
         }
+        for cause in OpenFault::LABELS {
+            metrics.not_opened.with_label_values(&[cause]);
+        }
         let build = gauges(
             &metrics.registry,
             "build_info",
@@ -377,6 +395,20 @@ impl Metrics {
         match rejection.status(StatusCode::UNAUTHORIZED).is_client_error() {
             true => self.unrouted.refused.inc(),
             false => self.unrouted.shed.inc(),
+        }
+    }
+
+    /// Counts a connection on which no HTTP could be spoken.
+    pub fn not_opened(&self, cause: &'static str) {
+        self.not_opened.with_label_values(&[cause]).inc();
+    }
+
+    /// Notes which certificates are shown, and when they end.
+    pub fn certificates<'n>(&self, expiries: impl IntoIterator<Item = &'n (String, SystemTime)>) {
+        self.certificate_expiry.reset();
+        for (domain, ends) in expiries {
+            let gauge = self.certificate_expiry.with_label_values(&[domain]);
+            gauge.set(seconds(*ends));
         }
     }
 

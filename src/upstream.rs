@@ -12,6 +12,7 @@
 
 mod answer;
 mod connect;
+mod once;
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,6 +35,7 @@ use tokio::io::AsyncWrite as _;
 
 pub use self::answer::AnswerBody;
 pub use self::connect::{Misfit, TlsFault};
+pub(crate) use self::once::Asker;
 use self::{
     answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
     connect::Route,

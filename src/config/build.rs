@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod queueing;
+mod tls;
 
 use std::{
     cell::RefCell,
@@ -21,7 +22,11 @@ use super::{
     table::{Kind, Table, as_text},
 };
 use crate::{
-    dedup, endpoint::Dedup, endpoint::Endpoints, endpoint::MissingKey, limits::Limits, log,
+    connection::opening::Proxies,
+    dedup,
+    endpoint::{Dedup, Endpoints, MissingKey},
+    limits::Limits,
+    log,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -30,6 +35,8 @@ const DAY: Duration = Duration::from_hours(24);
 pub(super) const NOT_AVAILABLE: &str = "not available in this version";
 /// Longest data directory, in bytes: a socket's path is at most 107, and `/control.sock` is in it.
 const DATA_DIR_LENGTH: usize = 107 - "/control.sock".len();
+const PUBLIC: &str = "an address such as 127.0.0.1:8080, [::1]:8080, http://127.0.0.1:8080 \
+                      (plain beside TLS) or unix:/run/app.sock";
 const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock";
 
 /// Makes a configuration of a document.
@@ -99,7 +106,15 @@ fn read_root(
         Duration::from_secs(25),
         Duration::ZERO..=hour,
     );
-    let server = read_server(root);
+    let mut watched = BTreeSet::new();
+    let mut warnings = Vec::new();
+    let mut around = tls::Surroundings {
+        now,
+        has_data_dir: data_dir.is_some(),
+        warnings: &mut warnings,
+        watched: &mut watched,
+    };
+    let server = read_server(root, &mut around);
     let admin_listen = read_admin(root);
     let log = read_log(root)?;
     let limits = read_limits(root);
@@ -122,8 +137,8 @@ fn read_root(
         limits,
         dedup,
         has_data_dir: data_dir.is_some(),
-        warnings: Vec::new(),
-        watched: BTreeSet::new(),
+        warnings,
+        watched,
     };
     let endpoints = read_endpoints(root, &mut reader);
     named.extend(reader.watched);
@@ -166,10 +181,10 @@ fn unusable(path: &Path) -> Option<String> {
     })
 }
 
-fn read_server(root: &mut Table) -> Option<Server> {
+fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<Server> {
     let mut table = root.table("server");
     let is_empty = table.is_empty_list("listen");
-    let listen = table.list("listen", &["0.0.0.0:8080"], ADDRESS, Listen::parse);
+    let listen = table.list("listen", &["0.0.0.0:8080"], PUBLIC, Listen::parse_public);
     if is_empty {
         table.fault("listen", "expected at least one address");
     }
@@ -179,19 +194,32 @@ fn read_server(root: &mut Table) -> Option<Server> {
     let network = "a network such as 10.0.0.0/8 or ::1/128";
     let parse = |text: &str| text.parse().ok();
     let trusted_proxies = table.list("trusted_proxies", &[], network, parse);
-    if table.flag("proxy_protocol", false) {
-        table.fault("proxy_protocol", NOT_AVAILABLE);
-    }
-    if table.has("tls") {
-        table.fault("tls", NOT_AVAILABLE);
-    }
-    table.read("tls", Kind::Text, "a table", |_| Some(()));
-    table.describe("tls", json!({"type": "object"}));
+    let proxies = table
+        .flag("proxy_protocol", false)
+        .then(|| match trusted_proxies.as_slice() {
+            [] => Proxies::All,
+            networks => Proxies::Of(networks.to_vec()),
+        });
+    let tls = tls::read(&mut table, around);
+    let has_tls = table.shows("tls");
     root.close("server", table);
+    let bare = listen.iter().find(|address| match address {
+        Listen::Tcp(tcp) => !has_tls && !tcp.ip().is_loopback(),
+        Listen::Plain(tcp) => !tcp.ip().is_loopback(),
+        Listen::Unix(_) => false,
+    });
+    if let Some(address) = bare.filter(|_| trusted_proxies.is_empty() && proxies.is_none()) {
+        around.warnings.push(format!(
+            "server.listen: {address} speaks plain HTTP, and senders require HTTPS; set server.tls, \
+             or put what terminates TLS in front and name its network in server.trusted_proxies"
+        ));
+    }
     Some(Server {
         listen,
         threads: NonZeroUsize::new(threads)?,
         trusted_proxies,
+        proxies,
+        tls,
     })
 }
 

@@ -6,7 +6,9 @@
 )]
 
 mod daemon;
+pub(crate) mod http2;
 mod sender;
+pub(crate) mod tls;
 mod upstream;
 
 use std::time::Duration;
