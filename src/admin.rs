@@ -30,7 +30,7 @@ const EXPOSITION: HeaderValue =
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
 /// Most connections to the admin listeners at a time.
-const MAX_CONNECTIONS: usize = 256;
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 
 /// The admin side.
 #[derive(Debug)]

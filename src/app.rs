@@ -4,6 +4,7 @@
 //! decides nothing about a request.
 
 mod bind;
+mod descriptors;
 mod reload;
 mod storage;
 mod supervisor;
@@ -183,7 +184,8 @@ impl App {
         });
         let (ended_one, ended) = mpsc::channel(threads.get());
         let (started_one, mut started) = mpsc::channel(threads.get() + 1);
-        let doors = Doors::new(shared.metrics.connections.clone());
+        let room = descriptors::room_for_senders(&config);
+        let doors = Doors::new(shared.metrics.connections.clone(), room);
         for number in 0..threads.get() {
             let sockets = bind::share(&public, number)?;
             let (shared, live, doors) = (shared.clone(), live.clone(), doors.clone());
@@ -221,7 +223,7 @@ impl App {
             make,
             bind::share(&operator, 0)?,
             shared.budget.clone(),
-            Doors::new(uncounted),
+            Doors::new(uncounted, usize::MAX),
             seen,
             (supervisor.pulse(), (started_one, admin_ended_one)),
         )?;

@@ -41,7 +41,7 @@ const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/ru
 
 /// Makes a configuration of a document.
 pub(super) fn build(
-    document: Document,
+    mut document: Document,
     env: &[(String, String)],
     now: SystemTime,
     named: &mut Vec<PathBuf>,
@@ -65,7 +65,9 @@ pub(super) fn build(
     let Some(mut config) = built.filter(|_| all.is_empty()) else {
         return Err(all);
     };
-    config.warnings.splice(0..0, document.warnings);
+    config
+        .warnings
+        .splice(0..0, std::mem::take(&mut document.warnings));
     config.watched.clone_from(named);
     config.effective = effective;
     Ok(config)
