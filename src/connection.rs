@@ -77,7 +77,7 @@ pub struct Watch {
     body_until: Cell<Option<Instant>>,
     blocked_since: Cell<Option<Instant>>,
     verdict: Cell<Option<Verdict>>,
-    /// The verdict was the answer to a request.
+    /// Nothing more is to be said: the last answer ended the connection, or said the verdict.
     is_said: Cell<bool>,
 }
 
@@ -130,13 +130,13 @@ impl Watch {
         self.since.get()
     }
 
-    /// Ends a request: from here on the connection is idle.
-    pub fn answered(&self, now: Instant) {
+    /// Ends a request: from here on the connection is idle, or over if its answer `closes` it.
+    pub fn answered(&self, now: Instant, closes: bool) {
         self.body_until.set(None);
         self.blocked_since.set(None);
         self.has_begun.set(false);
         self.head_until.set(None);
-        self.is_said.set(self.verdict.get().is_some());
+        self.is_said.set(closes || self.verdict.get().is_some());
         self.since.set(now);
     }
 

@@ -131,12 +131,13 @@ impl Gate {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
         };
-        if self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes {
+        let closes = self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes;
+        if closes {
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
         let ended = visit.answered.unwrap_or_else(Instant::now);
         visit.end(&self.shared, watch.peer, &response, ended);
-        watch.answered(ended);
+        watch.answered(ended, closes);
         response
     }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -53,6 +53,8 @@ pub(crate) struct Daemon {
     config: String,
     env: Vec<(String, String)>,
     log: Arc<(Mutex<String>, Condvar)>,
+    /// Where the state of the thread that serves can be read.
+    idle: OnceLock<PathBuf>,
 }
 
 /// A hookward about to run.
@@ -171,6 +173,7 @@ impl Setup {
             config: self.config,
             env: self.env,
             log,
+            idle: OnceLock::new(),
         };
         daemon.wait_for_log(logged);
         let log = daemon.log();
@@ -248,6 +251,29 @@ impl Daemon {
 
     pub(crate) fn sender(&self) -> Sender {
         Sender::connect(self.public)
+    }
+
+    /// Waits until the thread that serves, of which there has to be one, has nothing to do: whatever
+    /// was sent before has been read.
+    pub(crate) fn settle(&self) {
+        let stat = self.idle.get_or_init(|| {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            let mut serving = tasks.map(|task| task.unwrap().path()).filter(|task| {
+                let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+                name.trim_end() == "hookward-0"
+            });
+            serving.next().unwrap().join("stat")
+        });
+        let is_asleep = || {
+            // The state stands behind the name, which is in brackets.
+            let stat = std::fs::read_to_string(stat).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('S')
+        };
+        let end = Instant::now() + HANG;
+        while !is_asleep() {
+            assert!(Instant::now() < end, "it never rests");
+            thread::yield_now();
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

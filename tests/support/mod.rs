@@ -5,13 +5,16 @@
     reason = "each promise uses its own part of this"
 )]
 
+pub(crate) mod corpus;
 mod daemon;
+mod recorder;
 mod sender;
 mod upstream;
 
 use std::time::Duration;
 
 pub(crate) use daemon::{Daemon, Dir, Setup};
+pub(crate) use recorder::{Heard, Recorder};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};
 
