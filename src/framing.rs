@@ -5,7 +5,8 @@
 //! header line, more than one `Content-Length`, a `Content-Length` beside a `Transfer-Encoding`,
 //! any coding but a single `chunked`, and chunk framing with anything unusual in it. Whatever
 //! passes is read by the library in the same way. [`Chunks`] undoes the chunked coding of an
-//! upstream's answer under the same rules. It is pure, and owns no deadline.
+//! upstream's answer under the same rules, and [`has_plain_lines`] looks at its head. It is pure, and
+//! owns no deadline.
 
 use std::ops::Range;
 
@@ -257,7 +258,7 @@ impl Framing {
                 }
                 self.at = match line {
                     Some(line) if line.is_empty() => At::Between,
-                    Some(line) if matches!(line.first(), Some(b' ' | b'\t')) => return None,
+                    Some(line) if !is_field(&line) => return None,
                     Some(_) | None => At::Trailers(seen),
                 };
                 Some(rest)
@@ -399,6 +400,7 @@ impl Chunks {
                     None => return Ok(Piece::More),
                     Some(line) if line.is_empty() => ChunksAt::End,
                     Some(line) if seen + line.len() > TRAILERS_LIMIT => return Err(BAD),
+                    Some(line) if !is_field(&line) => return Err(BAD),
                     Some(line) => ChunksAt::Trailers(seen + line.len() + 2),
                 },
                 ChunksAt::End => return Ok(Piece::End),
@@ -445,6 +447,32 @@ fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     Some(value.trim_ascii())
 }
 
+/// Whether these lines, the first of which is not empty, end with CRLF each and hold no other CR or
+/// LF. What else is in a line is its parser's.
+pub(crate) fn has_plain_lines(head: &[u8]) -> bool {
+    let is_paired = |at: usize| match head.get(at) {
+        Some(b'\r') => head.get(at + 1) == Some(&b'\n'),
+        _ => at > 0 && head.get(at - 1) == Some(&b'\r'),
+    };
+    !head.starts_with(b"\r") && memchr::memchr2_iter(b'\r', b'\n', head).all(is_paired)
+}
+
+/// Whether a line is a header field: a name, a colon, and a value without control characters
+/// (RFC 9110 §5.1, §5.5).
+fn is_field(line: &[u8]) -> bool {
+    let Some(colon) = memchr::memchr(b':', line) else {
+        return false;
+    };
+    let (name, value) = line.split_at(colon);
+    is_token(name) && value.iter().all(|&b| b == b'\t' || !b.is_ascii_control())
+}
+
+/// Whether this is a token (RFC 9110 §5.6.2).
+fn is_token(text: &[u8]) -> bool {
+    let is_part = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    !text.is_empty() && text.iter().all(is_part)
+}
+
 /// The size on a chunk line: hex digits, then extensions of the plain form
 /// `*( ";" token [ "=" ( token / quoted-string without escapes ) ] )` (RFC 9112 §7.1.1).
 fn chunk_size(line: &[u8]) -> Option<u64> {
@@ -452,11 +480,6 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     let (size, extensions) = match text.split_once(';') {
         Some((size, extensions)) => (size, Some(extensions)),
         None => (text, None),
-    };
-    let is_token = |t: &str| {
-        !t.is_empty()
-            && t.bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     };
     let is_quoted = |t: &str| {
         let inner = t.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
@@ -466,8 +489,10 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
         })
     };
     let is_extension = |e: &str| match e.split_once('=') {
-        Some((name, value)) => is_token(name) && (is_token(value) || is_quoted(value)),
-        None => is_token(e),
+        Some((name, value)) => {
+            is_token(name.as_bytes()) && (is_token(value.as_bytes()) || is_quoted(value))
+        }
+        None => is_token(e.as_bytes()),
     };
     let plain = (1..=16).contains(&size.len())
         && size.bytes().all(|b| b.is_ascii_hexdigit())
@@ -663,6 +688,44 @@ mod tests {
             let outcome = std::iter::repeat_with(|| chunks.next(&mut buffer))
                 .find(|o| !matches!(o, Ok(Piece::Data(_))));
             assert!(matches!(outcome, Some(Err(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_line_of_a_plain_head_ends_with_cr_and_lf() {
+        for plain in ["HTTP/1.1 200 OK\r\n\r\n", "a\r\nb\r\n\r\n", "a", ""] {
+            assert!(has_plain_lines(plain.as_bytes()), "{plain:?}");
+        }
+        for bad in [
+            "\r\na\r\n\r\n",
+            "\na",
+            "a\n\r\n",
+            "a\r\n\n",
+            "a\rb\r\n",
+            "a\r\r\n",
+            "a\r",
+        ] {
+            assert!(!has_plain_lines(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_are_fields() {
+        let trailed =
+            |line: &str| format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n0\r\n{line}\r\n\r\n");
+        for line in ["X: 1", "X:", "x-y_z!:\t\u{e9} "] {
+            assert_eq!(push(&trailed(line)), Ok(Phase::Between), "{line:?}");
+        }
+        for line in [
+            "X",
+            ": 1",
+            "X : 1",
+            " X: 1",
+            "X: \0",
+            "X: 1\r2",
+            "X\u{e9}: 1",
+        ] {
+            assert!(push(&trailed(line)).is_err(), "{line:?}");
         }
     }
 

@@ -26,7 +26,7 @@ use std::{
 };
 
 use support::{
-    Daemon, HANG, Heard, Recorder, SECRET,
+    Calm, Daemon, HANG, Heard, Recorder, SECRET,
     corpus::{Case, cases, plain},
     sign,
 };
@@ -82,6 +82,27 @@ impl Verdict {
             some => some.split(", ").map(answer).collect(),
         };
         Self { answers, closes }
+    }
+}
+
+/// A daemon and the application behind it.
+struct Gate {
+    daemon: Daemon,
+    calm: Calm,
+    recorder: Recorder,
+}
+
+impl Gate {
+    fn new() -> Self {
+        let recorder = Recorder::new();
+        let daemon = Daemon::relay(&recorder.url(), "").replace("threads = 2", "threads = 1");
+        let daemon = daemon.start();
+        let calm = daemon.calm();
+        Self {
+            daemon,
+            calm,
+            recorder,
+        }
     }
 }
 
@@ -210,17 +231,11 @@ impl Line {
 }
 
 /// Sends a case one way; what is wrong with what became of it.
-fn run(
-    daemon: &Daemon,
-    recorder: &Recorder,
-    case: &Case,
-    is_signed: bool,
-    way: Way,
-) -> Result<(), String> {
+fn run(gate: &Gate, case: &Case, is_signed: bool, way: Way) -> Result<(), String> {
     let verdict = Verdict::of(case, is_signed);
     let bytes = bytes(case, is_signed);
     let length = bytes.len();
-    let mut line = Line::connect(daemon.public);
+    let mut line = Line::connect(gate.daemon.public);
     let behind = good(BEHIND, "Connection: close\r\n");
     match way {
         Way::Whole => line.write(&bytes),
@@ -228,13 +243,13 @@ fn run(
         Way::Behind => line.write(&[good(BEFORE, ""), bytes].concat()),
         Way::Cut(at) => {
             line.write(&bytes[..at]);
-            daemon.settle();
+            gate.calm.wait();
             line.write(&bytes[at..]);
         }
         Way::Bytes => {
             for byte in bytes.chunks(1) {
                 line.write(byte);
-                daemon.settle();
+                gate.calm.wait();
             }
         }
     }
@@ -283,7 +298,7 @@ fn run(
         .zip(bodies)
         .filter(|(status, _)| **status == 200);
     let passed: Vec<Heard> = passed.map(|(_, body)| Heard::Message(body)).collect();
-    let heard = recorder.take();
+    let heard = gate.recorder.take();
     let is_right = came == statuses && heard == passed && line.buffer.is_empty();
     is_right.then_some(()).ok_or_else(|| {
         let signed = if is_signed { "signed" } else { "unsigned" };
@@ -302,20 +317,21 @@ fn the_upstream_sees_nothing_or_one_message_whose_body_was_verified() {
     let next = AtomicUsize::new(0);
     let (sent, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
-        let recorder = Recorder::new();
-        let daemon = Daemon::relay(&recorder.url(), "").replace("threads = 2", "threads = 1");
-        let daemon = daemon.start();
+        let gate = Gate::new();
         while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
             for is_signed in [true, false] {
                 for way in ways(case, &bytes(case, is_signed)) {
                     sent.fetch_add(1, Ordering::Relaxed);
-                    if let Err(what) = run(&daemon, &recorder, case, is_signed, way) {
+                    if let Err(what) = run(&gate, case, is_signed, way) {
                         wrong.lock().unwrap().push(what);
                     }
                 }
             }
         }
         // What came behind the last answer, on any connection, has come when they have ended.
+        let Gate {
+            daemon, recorder, ..
+        } = gate;
         drop(daemon);
         wrong.lock().unwrap().extend(
             recorder

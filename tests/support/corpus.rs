@@ -40,13 +40,13 @@ impl Case {
         self.one(line).is_some()
     }
 
-    /// The bytes, with what `expand` makes of each macro that is no repetition.
+    /// The bytes, with what `expand` makes of each macro that is no repeated character.
     pub(crate) fn bytes(&self, expand: impl FnMut(&str) -> Vec<u8>) -> Vec<u8> {
         unescape(&self.text, expand)
     }
 }
 
-/// Bytes as they are written; the only macro is a repetition.
+/// Bytes as they are written; the only macro is a repeated character.
 pub(crate) fn plain(text: &str) -> Vec<u8> {
     unescape(text, |name| panic!("no {{{name}}} here: {text}"))
 }
@@ -60,7 +60,11 @@ fn unescape(text: &str, mut expand: impl FnMut(&str) -> Vec<u8>) -> Vec<u8> {
             Token::Byte(byte) => bytes.push(byte),
             Token::Macro(name) => match name.split_once('*') {
                 Some((what, times)) => {
-                    bytes.extend_from_slice(what.repeat(times.parse().unwrap()).as_bytes());
+                    let one = match what.len() {
+                        1 => what.as_bytes().to_vec(),
+                        _ => expand(what),
+                    };
+                    bytes.extend(one.repeat(times.parse().unwrap()));
                 }
                 None => bytes.extend(expand(name)),
             },

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -53,8 +53,27 @@ pub(crate) struct Daemon {
     config: String,
     env: Vec<(String, String)>,
     log: Arc<(Mutex<String>, Condvar)>,
-    /// Where the state of the thread that serves can be read.
-    idle: OnceLock<PathBuf>,
+}
+
+/// Whether a daemon's serving thread has something to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Calm(PathBuf);
+
+impl Calm {
+    /// Waits until it has nothing to do: whatever was sent before has been read.
+    pub(crate) fn wait(&self) {
+        let is_asleep = || {
+            let stat = std::fs::read_to_string(&self.0).unwrap_or_default();
+            // The state stands behind the name, which is in brackets.
+            let state = stat.rsplit_once(") ").map_or("", |(_, state)| state);
+            state.is_empty() || state.starts_with('S')
+        };
+        let end = Instant::now() + HANG;
+        while !is_asleep() {
+            assert!(Instant::now() < end, "it never rests");
+            thread::yield_now();
+        }
+    }
 }
 
 /// A hookward about to run.
@@ -173,7 +192,6 @@ impl Setup {
             config: self.config,
             env: self.env,
             log,
-            idle: OnceLock::new(),
         };
         daemon.wait_for_log(logged);
         let log = daemon.log();
@@ -253,27 +271,14 @@ impl Daemon {
         Sender::connect(self.public)
     }
 
-    /// Waits until the thread that serves, of which there has to be one, has nothing to do: whatever
-    /// was sent before has been read.
-    pub(crate) fn settle(&self) {
-        let stat = self.idle.get_or_init(|| {
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-            let mut serving = tasks.map(|task| task.unwrap().path()).filter(|task| {
-                let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
-                name.trim_end() == "hookward-0"
-            });
-            serving.next().unwrap().join("stat")
+    /// A look at the thread that serves, of which there has to be one.
+    pub(crate) fn calm(&self) -> Calm {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let mut serving = tasks.map(|task| task.unwrap().path()).filter(|task| {
+            let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+            name.trim_end() == "hookward-0"
         });
-        let is_asleep = || {
-            // The state stands behind the name, which is in brackets.
-            let stat = std::fs::read_to_string(stat).unwrap();
-            stat.rsplit_once(") ").unwrap().1.starts_with('S')
-        };
-        let end = Instant::now() + HANG;
-        while !is_asleep() {
-            assert!(Instant::now() < end, "it never rests");
-            thread::yield_now();
-        }
+        Calm(serving.next().unwrap().join("stat"))
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -13,7 +13,7 @@ mod upstream;
 
 use std::time::Duration;
 
-pub(crate) use daemon::{Daemon, Dir, Setup};
+pub(crate) use daemon::{Calm, Daemon, Dir, Setup};
 pub(crate) use recorder::{Heard, Recorder};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};
