@@ -521,7 +521,10 @@ fn refuse_early(
 /// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
 /// its stead, and whether it is a key of its own; `None` where nothing protects it from being
 /// taken twice.
-pub(crate) fn digest_of(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when the key is empty, too long, or absent and required.
+pub fn digest_of(
     table: &Table,
     endpoint: &Endpoint,
     header_key: Option<&[u8]>,
@@ -556,7 +559,10 @@ pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
 }
 
 /// The idempotency key in a header, where the scheme keeps it there.
-pub(crate) fn header_key<'h>(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when it is empty, too long, there twice, or absent and required.
+pub fn header_key<'h>(
     endpoint: &Endpoint,
     headers: &'h HeaderMap,
 ) -> Result<Option<&'h [u8]>, Rejection> {

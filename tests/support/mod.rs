@@ -7,6 +7,7 @@
 
 pub(crate) mod corpus;
 mod daemon;
+pub(crate) mod message;
 mod recorder;
 mod sender;
 mod upstream;
