@@ -108,7 +108,7 @@ impl Handler for Admin {
     async fn handle(&self, watch: &Watch, request: Request<Inflow<'_>>) -> Response<AnswerBody> {
         watch.begin();
         let response = self.answer(request.method(), request.uri().path()).await;
-        watch.answered(Instant::now());
+        watch.answered(Instant::now(), false);
         response
     }
 

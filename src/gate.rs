@@ -136,12 +136,13 @@ impl Gate {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
         };
-        if self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes {
+        let closes = self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes;
+        if closes {
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
         let ended = visit.answered.unwrap_or_else(Instant::now);
         visit.end(&self.shared, watch.peer, &response, ended);
-        watch.answered(ended);
+        watch.answered(ended, closes);
         response
     }
 
@@ -525,7 +526,10 @@ fn refuse_early(
 /// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
 /// its stead, and whether it is a key of its own; `None` where nothing protects it from being
 /// taken twice.
-pub(crate) fn digest_of(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when the key is empty, too long, or absent and required.
+pub fn digest_of(
     table: &Table,
     endpoint: &Endpoint,
     header_key: Option<&[u8]>,
@@ -560,7 +564,10 @@ pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
 }
 
 /// The idempotency key in a header, where the scheme keeps it there.
-pub(crate) fn header_key<'h>(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when it is empty, too long, there twice, or absent and required.
+pub fn header_key<'h>(
     endpoint: &Endpoint,
     headers: &'h HeaderMap,
 ) -> Result<Option<&'h [u8]>, Rejection> {

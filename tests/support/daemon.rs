@@ -55,6 +55,27 @@ pub(crate) struct Daemon {
     log: Arc<(Mutex<String>, Condvar)>,
 }
 
+/// Whether a daemon's serving thread has something to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Calm(PathBuf);
+
+impl Calm {
+    /// Waits until it has nothing to do: whatever was sent before has been read.
+    pub(crate) fn wait(&self) {
+        let is_asleep = || {
+            let stat = std::fs::read_to_string(&self.0).unwrap_or_default();
+            // The state stands behind the name, which is in brackets.
+            let state = stat.rsplit_once(") ").map_or("", |(_, state)| state);
+            state.is_empty() || state.starts_with('S')
+        };
+        let end = Instant::now() + HANG;
+        while !is_asleep() {
+            assert!(Instant::now() < end, "it never rests");
+            thread::yield_now();
+        }
+    }
+}
+
 /// A hookward about to run.
 pub(crate) struct Setup {
     config: String,
@@ -266,6 +287,16 @@ impl Daemon {
 
     pub(crate) fn sender(&self) -> Sender {
         Sender::connect(self.public)
+    }
+
+    /// A look at the thread that serves, of which there has to be one.
+    pub(crate) fn calm(&self) -> Calm {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let mut serving = tasks.map(|task| task.unwrap().path()).filter(|task| {
+            let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+            name.trim_end() == "hookward-0"
+        });
+        Calm(serving.next().unwrap().join("stat"))
     }
 
     pub(crate) fn pid(&self) -> u32 {
