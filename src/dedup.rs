@@ -485,6 +485,12 @@ impl Table {
         }
     }
 
+    /// Whether a key is done or in flight.
+    pub fn knows(&self, digest: Digest) -> bool {
+        let shard = self.shard(digest);
+        shard.in_flight.contains_key(&digest) || shard.done.contains(&digest)
+    }
+
     fn claim_unkeyed(self: &Arc<Self>, ask: Ask) -> Decision {
         match self.remember(ask, 0) {
             None => Decision::Replay,

@@ -159,6 +159,49 @@ fn delivered_events_make_room_for_new_ones_at_once() {
 }
 
 #[test]
+fn a_key_that_is_taken_needs_no_room_and_one_that_finds_none_stays_free() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let copy = |id, key, body| NewEvent {
+            key: keyed(key, body, KeyReuse::Forward),
+            record: vec![7; 1000].into(),
+            ..event(id)
+        };
+        let endpoint = |stored_bytes| {
+            queue.endpoint(
+                &name("crm"),
+                Some(Limits {
+                    stored_bytes,
+                    ..LIMITS
+                }),
+            )
+        };
+        // Delivered ones that would make room, were there a bound on how many go at once.
+        let crm = endpoint(u64::MAX);
+        for id in 1..=1100 {
+            let key = u8::try_from(id % 200).unwrap();
+            let appended = crm.append(copy(id, key, u64::try_from(id).unwrap())).await;
+            assert!(matches!(appended, Ok(Appended::Queued { .. })));
+            crm.lease_one().await.settle(DELIVERED).await.unwrap();
+        }
+        let crm = endpoint(1000);
+        let full = Err(AppendError::Refused(Refused::Full(Bound::StoredBytes)));
+        let before = queue.stats_of("crm").await.delivered;
+        let again = crm.append(copy(3001, 100, 1100)).await;
+        assert_eq!(again, Ok(Appended::Duplicate { key_reused: false }));
+        assert_eq!(queue.stats_of("crm").await.delivered, before);
+        for (id, key) in [(3002, 250), (3003, 100)] {
+            assert_eq!(crm.append(copy(id, key, 9)).await, full);
+        }
+        let fresh = crm.seen(Key([250; 16])).await.unwrap();
+        assert_eq!(fresh, None);
+        let old = crm.seen(Key([100; 16])).await.unwrap().unwrap();
+        assert_eq!(old.body, Some(Fingerprint(1100)));
+    });
+}
+
+#[test]
 fn a_disk_that_takes_nothing_at_the_start_holds_up_no_event_that_is_there() {
     run(async {
         let before = Dir::new();
