@@ -224,7 +224,7 @@ fn a_second_sending_on_a_fresh_connection_is_counted() {
 fn a_2xx_whose_answer_does_not_end_is_the_delivery() {
     let endless = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n".to_vec();
     let upstream = Upstream::new(Act::Parts(endless, Vec::new()));
-    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1s\"\n");
+    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1h\"\n");
     assert_eq!(send(&daemon, "k").outcome(), "queued");
     eventually("it is delivered", || {
         assert_eq!(deliveries(&daemon, "retry"), 0.0);
