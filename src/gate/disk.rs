@@ -233,10 +233,16 @@ impl Gate {
         };
         let remembered = queue.remember(keyed.key, keyed.body, keyed.window);
         let deadline = visit.deadline(&relay.lane.endpoint);
-        if !matches!(relay.watch.until(deadline, remembered).await, Some(Ok(()))) {
-            let what = "idempotency key not put on disk, a restart forgets it";
-            visit.notice(&self.shared, what);
-        }
+        let what = match relay.watch.until(deadline, remembered).await {
+            Some(Ok(())) => return,
+            Some(Err(Refused::Storage(_))) => {
+                "idempotency key not on disk yet: a restart before the store can be written forgets it"
+            }
+            Some(Err(Refused::Broken | Refused::Full(_))) | None => {
+                "idempotency key not put on disk, a restart forgets it"
+            }
+        };
+        visit.notice(&self.shared, what);
     }
 
     /// Counts, logs and keeps what came with a key that another body had before.

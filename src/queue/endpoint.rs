@@ -136,7 +136,8 @@ impl Endpoint {
     /// taken is taken anew from now.
     ///
     /// # Errors
-    /// See [`Refused`].
+    /// See [`Refused`]. After [`Refused::Storage`] it is held in memory, among the latest 10,000,
+    /// and written when the disk takes something again.
     pub async fn remember(
         &self,
         key: Key,

@@ -17,6 +17,7 @@ use crate::{
         clock::{Millis, millis},
         inbox::{Accepted, Entry, Suspect, Taking},
         lease::Held,
+        outage::Relayed,
         shared::Account,
     },
 };
@@ -202,6 +203,21 @@ pub(in crate::queue) fn remember(
     Ok(())
 }
 
+/// Takes a key for an event that was relayed when it could not be written, unless it was taken for
+/// longer meanwhile.
+pub(in crate::queue) fn remember_late(tx: &mut Tx<'_>, relayed: &Relayed) -> rusqlite::Result<()> {
+    let endpoint = tx.endpoint(&relayed.account)?;
+    let (expires, body) = (end(relayed.until), relayed.body.map(to_column));
+    tx.execute(
+        "INSERT INTO idem (endpoint, key, id, expires, body) VALUES (?1, ?2, NULL, ?3, ?4)
+         ON CONFLICT (endpoint, key) DO UPDATE
+         SET id = NULL, expires = excluded.expires, body = excluded.body
+         WHERE idem.expires < excluded.expires",
+        params![endpoint, relayed.key.0, expires, body],
+    )?;
+    Ok(())
+}
+
 /// Frees a key.
 pub(in crate::queue) fn forget(
     tx: &mut Tx<'_>,
@@ -286,9 +302,14 @@ pub(super) fn discard(
     Ok(1)
 }
 
-/// The second a key is free again, rounded up. Seconds, because five million of them add up.
+/// The second a key is free again that is taken now.
 fn expiry(now: Millis, window: Duration) -> i64 {
-    now.saturating_add(millis(window)).saturating_add(999) / 1000
+    end(now.saturating_add(millis(window)))
+}
+
+/// The second a key is free again, rounded up. Seconds, because five million of them add up.
+fn end(until: Millis) -> i64 {
+    until.saturating_add(999) / 1000
 }
 
 /// Now, for a comparison with [`expiry`].
