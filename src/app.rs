@@ -149,6 +149,9 @@ impl App {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
+        if let Some(queue) = &shared.queue {
+            storage::recall(queue, &shared.table, &config)?;
+        }
         let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);
         let threads = config.server.threads;
         let public = bind::public(&config.server.listen, threads)?;

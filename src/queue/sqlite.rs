@@ -27,10 +27,10 @@ use std::{fs, io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, config::DbConfig,
-    types::ValueRef,
+    types::ValueRef, wal::CheckpointMode,
 };
 
-use super::{directory::DataDir, fault::OpenError};
+use super::{DamagedLog, directory::DataDir, fault::OpenError, wal};
 
 /// Marks the file as ours (`PRAGMA application_id`): "hkwd".
 const APPLICATION_ID: i64 = 0x686b_7764;
@@ -143,7 +143,10 @@ impl Role {
 }
 
 /// Opens the store, making it if there is none, and checks that it is ours and can be read.
-pub(super) fn open(dir: &DataDir) -> Result<Connection, OpenError> {
+pub(super) fn open(
+    dir: &DataDir,
+    damaged_log: impl FnOnce(&DamagedLog),
+) -> Result<Connection, OpenError> {
     let file = dir.store();
     let fresh = file.with_extension("new");
     let io = |path: &Path| {
@@ -162,11 +165,19 @@ pub(super) fn open(dir: &DataDir) -> Result<Connection, OpenError> {
         fs::rename(&fresh, &file).map_err(io(&file))?;
         dir.sync().map_err(io(&file))?;
     }
+    let damage = wal::examine(&log)?;
     let connection = connect(&file, Role::Writer)?;
-    if dir.must_check() {
-        tracing::warn!("checking the queue's store after an I/O error");
+    if dir.must_check() || damage.is_some() {
+        tracing::warn!("checking the queue's store after an I/O error or damage");
         check(&connection, &file)?;
         dir.note(false).map_err(io(&file))?;
+    }
+    if let Some(damage) = damage {
+        damaged_log(&damage);
+        // What is written next must not stand before the rest of the damaged log.
+        connection
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::TRUNCATE)
+            .map_err(|e| said(&file, &e))?;
     }
     Ok(connection)
 }
@@ -359,10 +370,15 @@ fn check(connection: &Connection, file: &Path) -> Result<(), OpenError> {
     let recount = recount.join(", ");
     connection
         .execute_batch(&format!(
-            "BEGIN; REINDEX; UPDATE endpoint SET {recount}; COMMIT;"
+            "BEGIN; REINDEX; UPDATE endpoint SET {recount}; {ARRANGE}; COMMIT;"
         ))
         .map_err(failed)
 }
+
+/// Lets the first of each lane go of which all wait, for what none can tell any more.
+const ARRANGE: &str = "UPDATE event SET state = 0 WHERE state = -1 AND id IN (
+    SELECT min(id) FROM event WHERE state < 2 GROUP BY endpoint, ifnull(lane, id)
+    HAVING max(state) = -1)";
 
 /// Which rows an endpoint's counts count.
 const RECOUNT: [(&str, &str); 5] = [

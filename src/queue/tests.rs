@@ -5,6 +5,7 @@ mod events;
 mod hardship;
 mod model;
 mod operations;
+mod wal;
 
 use std::{
     fs,

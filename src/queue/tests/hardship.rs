@@ -91,6 +91,62 @@ fn a_row_that_cannot_be_read_does_not_hide_the_others_from_a_listing() {
     });
 }
 
+#[test]
+fn attempts_that_cannot_be_more_stay_where_they_are() {
+    run(async {
+        let most = u32::try_from(i32::MAX).unwrap();
+        let dir = changed(&format!("UPDATE event SET attempts = {most} WHERE id = 2")).await;
+        let queue = open(&dir);
+        let crm = queue.crm();
+        for _ in 0..3 {
+            let leased = crm.lease(10).await.unwrap().leases;
+            let attempts: Vec<_> = leased
+                .iter()
+                .map(|l| (l.id().as_u128(), l.attempt()))
+                .collect();
+            assert!(attempts.contains(&(2, most)), "{attempts:?}");
+            for mut lease in leased {
+                lease.sent_again(u32::MAX);
+                lease.settle(retry(Duration::ZERO)).await.unwrap();
+            }
+        }
+        let leased = crm.lease(10).await.unwrap().leases;
+        assert!(leased.iter().all(|lease| lease.attempt() == most));
+        for lease in leased {
+            lease.settle(DELIVERED).await.unwrap();
+        }
+        assert_eq!(queue.stats_of("crm").await.delivered, 3);
+        assert_eq!(queue.trouble(), None);
+    });
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named_when_it_is_asked_for_and_can_be_dropped() {
+    run(async {
+        for change in [
+            "attempts = -1",
+            "last_status = 70000",
+            "endpoint = 99",
+            "state = 7",
+        ] {
+            let dir = changed(&format!("UPDATE event SET {change} WHERE id = 2")).await;
+            let queue = open(&dir);
+            let id = Uuid::from_u128(2);
+            let shown = queue.show(id, true).await;
+            let error = shown.expect_err("it cannot be read");
+            assert_eq!(error, OperateError::Unreadable(id), "{change}");
+            assert!(error.to_string().contains(&id.to_string()));
+            assert_eq!(queue.trouble(), None, "{change}");
+            let ids = Selection::Ids(vec![id]);
+            queue.replay(&ids).await.unwrap();
+            assert_eq!(queue.drop_events(&ids, false).await, Ok(1), "{change}");
+            assert!(queue.show(id, false).await.unwrap().is_none(), "{change}");
+            assert_eq!(queue.trouble(), None, "{change}");
+            queue.crm().queue(event(4)).await;
+        }
+    });
+}
+
 type Way<'a> = &'a dyn Fn(&Dir, &str);
 
 #[test]
