@@ -309,6 +309,20 @@ struct Failure {
     answered: bool,
 }
 
+impl Failure {
+    /// What it was, on this connection. TLS 1.3 lets a client speak before the upstream has looked
+    /// at its certificate (RFC 8446 §4.4.2.4): what comes first on a connection may be a refusal.
+    fn of(self, connection: &Connection, is_reused: bool) -> UpstreamError {
+        let is_first = !is_reused && !self.answered;
+        match (self.error, &connection.stream) {
+            (UpstreamError::BrokeOff, Stream::Tls(_)) if is_first => {
+                UpstreamError::Tls(TlsFault::Ended)
+            }
+            (error, _) => error,
+        }
+    }
+}
+
 impl Pool {
     /// An empty pool.
     pub fn new(upstream: Arc<Upstream>) -> Self {
@@ -422,9 +436,12 @@ impl Pool {
                 Ok(head) => return Ok((connection, head)),
                 Err(failure) => failure,
             };
-            let is_dead = failure.error == UpstreamError::BrokeOff && !failure.answered;
+            let is_dead = matches!(
+                failure.error,
+                UpstreamError::BrokeOff | UpstreamError::Tls(_)
+            ) && !failure.answered;
             if !is_reused || !is_dead || !(keyed || failure.written == 0) {
-                return Err(failure.error);
+                return Err(failure.of(&connection, is_reused));
             }
             connection = self.connect().await?;
             progress.resends.set(progress.resends.get() + 1);
@@ -576,7 +593,8 @@ impl Connection {
             }
             match poll_fill(&mut self.stream, &mut self.buffer, cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(broke_off(&error))),
                 Poll::Ready(Ok(_)) if going.accepted.is_some() => continue,
                 Poll::Ready(Ok(_)) => {}
             }
@@ -625,6 +643,14 @@ impl Connection {
             Poll::Ready(Ok(())) => Writing::Done,
             Poll::Ready(Err(_)) => Writing::Failed,
         }
+    }
+}
+
+/// What a failed read says about an answer that did not come.
+fn broke_off(error: &io::Error) -> UpstreamError {
+    match TlsFault::of(error) {
+        Some(TlsFault::Declined) => UpstreamError::Tls(TlsFault::Declined),
+        _ => UpstreamError::BrokeOff,
     }
 }
 
