@@ -287,9 +287,7 @@ fn a_disk_that_takes_nothing_at_the_start_holds_up_no_event_that_is_there() {
             lease.settle(DELIVERED).await.unwrap();
         }
         other.execute_batch("ROLLBACK").unwrap();
-        while queue.trouble().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually(async || queue.trouble().is_none()).await;
         crm.queue(event(4)).await;
         let stats = queue.stats_of("crm").await;
         assert_eq!((stats.pending, stats.leased, stats.delivered), (1, 0, 3));
