@@ -27,7 +27,7 @@ use crate::{
 /// is the nearer bound.
 const PLACES: usize = 16_384;
 
-/// Keys looked at on disk at the start for the bodies they came with: a second or two.
+/// Keys looked at on disk at the start for the bodies they came with; what bounds how long it takes.
 const RECALLED: u64 = 4_000_000;
 
 /// Opens what `data_dir` holds, if it is set.
@@ -38,10 +38,7 @@ pub(super) fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Que
     let (committing, reading, starting) = (metrics.clone(), metrics.clone(), metrics.clone());
     let observer = Observer {
         committed: Box::new(move |commit| committing.queue.committed(commit)),
-        corrupt_record: Box::new(move |endpoint| {
-            reading.queue.corrupt_record(endpoint);
-            tracing::error!(%endpoint, "an event on disk is not what was written; it is a dead letter");
-        }),
+        corrupt_record: Box::new(move |endpoint| reading.queue.corrupt_record(endpoint)),
         damaged_log: Box::new(move |damage| {
             starting.queue.damaged_log();
             tracing::error!(%damage, "acknowledged events may be lost");

@@ -196,7 +196,13 @@ fn load(connection: &Connection, shared: &Arc<Shared>, leases: Leases) -> rusqli
 
 fn bury(shared: &Shared, lease: Lease) {
     let (endpoint, event_id) = (lease.endpoint().clone(), lease.id());
-    tracing::error!(%endpoint, %event_id, "a record on disk is not what was written");
+    tracing::error!(
+        %endpoint,
+        %event_id,
+        store = %shared.dir.store().display(),
+        remedy = "look after the disk; have its sender send it again, or drop it",
+        "an event on disk is not what was written, it is a dead letter"
+    );
     (shared.observer.corrupt_record)(&endpoint);
     lease.settle_unheard(Settled::Dead {
         status: None,
