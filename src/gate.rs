@@ -180,12 +180,14 @@ impl Gate {
         self.check_room(lane, header_key.as_ref().ok().copied().flatten(), announced)
             .await?;
 
-        let mut spent = Duration::ZERO;
+        let (mut spent, mut seen) = (Duration::ZERO, None);
         let see = |bytes: &[u8]| {
             if let Some(verification) = &mut verification {
                 let start = Instant::now();
                 verification.update(bytes);
-                spent += start.elapsed();
+                let end = Instant::now();
+                spent += end - start;
+                seen = Some(end);
             }
         };
         let body = body::read(
@@ -200,7 +202,7 @@ impl Gate {
         lane.metrics
             .body_bytes
             .observe(visit::float(body.as_bytes().len()));
-        let passed = Instant::now();
+        let passed = seen.unwrap_or_else(Instant::now);
         let origin = Origin {
             peer: watch.peer_text.as_deref(),
             peer_is_trusted: is_trusted(watch.peer, &lanes.live.trusted_proxies),
@@ -235,7 +237,6 @@ impl Gate {
         };
 
         // Only what is genuine passes here (or what an endpoint that enforces later lets through).
-        relay.passed = Instant::now();
         relay.event_type = event_type(endpoint, &head.headers, body.as_bytes());
         let Admitted::Verified(authentic) = admitted else {
             let answer = relay.send(visit, &body, false, false).await?;
@@ -617,7 +618,7 @@ struct Relay<'a> {
     event_type: Option<String>,
     /// The event carries an idempotency key of its own.
     is_keyed: bool,
-    /// When verification was over.
+    /// When the whole body had been verified.
     passed: Instant,
 }
 

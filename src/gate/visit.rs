@@ -113,11 +113,8 @@ impl Visit {
     /// Our own 2xx.
     pub(super) fn acknowledged(&mut self, outcome: Outcome) -> Response<AnswerBody> {
         self.outcome = Some(outcome);
-        let body = format!(
-            r#"{{"outcome":"{}","event_id":"{}"}}"#,
-            outcome.label(),
-            self.id()
-        );
+        let (label, id) = (outcome.label(), self.id());
+        let body = [r#"{"outcome":""#, label, r#"","event_id":""#, id, r#""}"#].concat();
         let mut response = Response::new(AnswerBody::held(body));
         *response.status_mut() = ACKNOWLEDGED;
         response.headers_mut().insert(header::CONTENT_TYPE, JSON);
