@@ -161,6 +161,9 @@ impl App {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
+        if let Some(queue) = &shared.queue {
+            storage::recall(queue, &shared.table, &config)?;
+        }
         let acme = obtaining(&config)?;
         let live = live(&config, &shared, None, acme.as_deref());
         let live = Arc::new(live.map_err(AppError::Upstream)?);

@@ -182,7 +182,8 @@ impl Gate {
             true => Ok(header_key?),
             false => header_key,
         };
-        disk::check_room(lane, announced)?;
+        self.check_room(lane, header_key.as_ref().ok().copied().flatten(), announced)
+            .await?;
 
         let (mut spent, mut seen) = (Duration::ZERO, None);
         let see = |bytes: &[u8]| {
@@ -317,6 +318,10 @@ impl Gate {
             return Ok(Reached::Before(remaining));
         }
         let reached = match fallback {
+            // It would overtake an event that was acknowledged before it came.
+            Some(_) if self.must_wait(relay, &body).await? => {
+                return self.queue(relay, visit, &body, ask).await;
+            }
             Some(after) => self.relay_or_keep(relay, visit, body, ask, after).await?,
             None => Reached::Upstream(relay.send(visit, &body, true, relay.is_keyed).await?),
         };

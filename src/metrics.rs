@@ -463,7 +463,10 @@ impl Metrics {
                 .collect(),
             rejections: Rejection::KINDS
                 .iter()
-                .map(|kind| self.rejections.with_label_values(&[name, kind.label()]))
+                .map(|kind| {
+                    let labels = [name, kind.label()];
+                    is_routed(*kind).then(|| self.rejections.with_label_values(&labels))
+                })
                 .collect(),
             duration: Outcome::ALL
                 .map(|outcome| self.duration.with_label_values(&[name, outcome.label()])),
@@ -593,6 +596,14 @@ fn unrouted_kinds() -> impl Iterator<Item = Rejection> {
     })
 }
 
+/// Whether a refusal can come when a request has an endpoint.
+fn is_routed(kind: Rejection) -> bool {
+    !matches!(
+        kind,
+        Rejection::HeadersTooLarge | Rejection::TargetTooLong | Rejection::UnknownPath
+    )
+}
+
 /// Values that are counted by their owners and read when the metrics are shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
@@ -610,7 +621,8 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
-    rejections: Vec<IntCounter>,
+    /// By the kind's number; `None`: it comes before any endpoint is known.
+    rejections: Vec<Option<IntCounter>>,
     duration: [Histogram; 7],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
@@ -673,7 +685,7 @@ impl EndpointMetrics {
 
     /// Counts a refusal or failure by its reason.
     pub fn refused(&self, rejection: Rejection) {
-        if let Some(counter) = self.rejections.get(rejection.number()) {
+        if let Some(Some(counter)) = self.rejections.get(rejection.number()) {
             counter.inc();
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     dedup,
     endpoint::{Dedup, Endpoints, MissingKey},
     limits::Limits,
-    log,
+    log, queue,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -143,11 +143,15 @@ fn read_root(
         watched,
     };
     let endpoints = read_endpoints(root, &mut reader);
-    named.extend(reader.watched);
+    named.extend(std::mem::take(&mut reader.watched));
     debug_assert!(
         TOP.len() == 9,
         "the top-level keys are listed in the document too"
     );
+    let exposed = data_dir.as_deref().map(queue::exposed).unwrap_or_default();
+    reader
+        .warnings
+        .extend(exposed.iter().map(|what| format!("data_dir: {what}")));
     Some(Config {
         data_dir,
         shutdown_delay,

@@ -91,7 +91,8 @@ impl QueueMetrics {
             corrupt: counters(
                 registry,
                 "queue_corrupt_records_total",
-                "Events whose bytes on disk are not what was written; they are dead letters.",
+                "Events whose bytes on disk are not what was written; they are dead letters. \
+                 Of endpoint \"\": logs of the store that are not.",
                 &["endpoint"],
             ),
             commit_duration: register(
@@ -154,6 +155,11 @@ impl QueueMetrics {
         let name = endpoint.as_str();
         self.corrupt.with_label_values(&[name]).inc();
         self.deliveries.with_label_values(&[name, "dead"]).inc();
+    }
+
+    /// Counts a log that was damaged, and with it whatever it held: whose it was is not known.
+    pub fn damaged_log(&self) {
+        self.corrupt.with_label_values(&[""]).inc();
     }
 
     /// Takes over what the store says of itself, just before it is shown. An endpoint that is not

@@ -4,6 +4,12 @@
     unused_imports,
     reason = "each promise uses its own part of this"
 )]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
 
 pub(crate) mod corpus;
 mod daemon;
