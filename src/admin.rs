@@ -30,7 +30,7 @@ const EXPOSITION: HeaderValue =
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
 /// Most connections to the admin listeners at a time.
-const MAX_CONNECTIONS: usize = 256;
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 
 /// The admin side.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Handler for Admin {
     async fn handle(&self, watch: &Watch, request: Request<Inflow<'_>>) -> Response<AnswerBody> {
         watch.begin();
         let response = self.answer(request.method(), request.uri().path()).await;
-        watch.answered(Instant::now());
+        watch.answered(Instant::now(), false);
         response
     }
 

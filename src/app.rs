@@ -4,8 +4,10 @@
 //! decides nothing about a request.
 
 mod bind;
+mod descriptors;
 mod reload;
 mod storage;
+mod supervisor;
 
 use std::{
     io,
@@ -24,7 +26,11 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use self::{bind::Bound, reload::Watcher};
+use self::{
+    bind::Bound,
+    reload::Watcher,
+    supervisor::{Pulse, Supervisor},
+};
 use crate::{
     admin::Admin,
     body::Budget,
@@ -132,6 +138,7 @@ pub struct App {
     acme: Option<Arc<acme::Manager>>,
     /// Where this process logs by itself.
     log: Option<log::Switch>,
+    supervisor: Supervisor,
 }
 
 impl App {
@@ -154,6 +161,9 @@ impl App {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
+        if let Some(queue) = &shared.queue {
+            storage::recall(queue, &shared.table, &config)?;
+        }
         let acme = obtaining(&config)?;
         let live = live(&config, &shared, None, acme.as_deref());
         let live = Arc::new(live.map_err(AppError::Upstream)?);
@@ -169,6 +179,7 @@ impl App {
         };
         let listening = [addresses("public", &public), addresses("admin", &operator)].concat();
 
+        let mut supervisor = Supervisor::new();
         let is_ready = Arc::new(AtomicBool::new(false));
         let (public_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -176,7 +187,8 @@ impl App {
         });
         let (ended_one, ended) = mpsc::channel(threads.get());
         let (started_one, mut started) = mpsc::channel(threads.get() + 1);
-        let doors = Doors::new(shared.metrics.connections.clone());
+        let room = descriptors::room_for_senders(&config);
+        let doors = Doors::new(shared.metrics.connections.clone(), room);
         for number in 0..threads.get() {
             let sockets = bind::share(&public, number)?;
             let (shared, live, doors) = (shared.clone(), live.clone(), doors.clone());
@@ -184,7 +196,8 @@ impl App {
             let make = move || Gate::new(shared, live);
             let name = format!("hookward-{number}");
             let notices = (started_one.clone(), ended_one.clone());
-            thread(name, make, sockets, budget, doors, orders, notices)?;
+            let pulse = supervisor.pulse();
+            thread(name, make, sockets, budget, doors, orders, (pulse, notices))?;
         }
         let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
         if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
@@ -195,7 +208,7 @@ impl App {
             );
             let (orders, ended) = (seen.clone(), disk_ended_one.clone());
             storage::control(dir, control, orders, ended)?;
-            storage::delivery(seen.clone(), disk_ended_one)?;
+            storage::delivery(seen.clone(), supervisor.pulse(), disk_ended_one)?;
         }
         let (admin_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -213,9 +226,9 @@ impl App {
             make,
             bind::share(&operator, 0)?,
             shared.budget.clone(),
-            Doors::new(uncounted),
+            Doors::new(uncounted, usize::MAX),
             seen,
-            (started_one, admin_ended_one),
+            (supervisor.pulse(), (started_one, admin_ended_one)),
         )?;
         while started.blocking_recv().is_some() {}
         let mut bound = public;
@@ -238,6 +251,7 @@ impl App {
             listening,
             acme,
             log: None,
+            supervisor,
         })
     }
 
@@ -254,6 +268,7 @@ impl App {
             endpoints = self.live.endpoints.len(),
             "ready"
         );
+        self.supervisor.ready(self.live.endpoints.len());
     }
 
     /// The addresses senders connect to.
@@ -299,6 +314,7 @@ impl App {
                     Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
                     broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
                     _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
+                    never = self.supervisor.watch() => match never {},
                 }
             }
             tokio::select! {
@@ -333,6 +349,7 @@ impl App {
     async fn drain(&mut self) -> Result<(), AppError> {
         self.is_ready.store(false, Ordering::Release);
         self.shared.is_leaving.store(true, Ordering::Relaxed);
+        self.supervisor.stopping();
         let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
         tracing::info!(
             delay_seconds = delay.as_secs_f64(),
@@ -369,6 +386,7 @@ impl App {
 
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
+        self.supervisor.reloading();
         // Looked at before they are read: what changes meanwhile is read again.
         let mut seen = watcher.look();
         let mut named = Vec::new();
@@ -387,6 +405,7 @@ impl App {
                     endpoints = self.live.endpoints.len(),
                     "configuration reloaded"
                 );
+                self.supervisor.ready(self.live.endpoints.len());
             }
             Err(faults) => {
                 watcher.saw(seen);
@@ -394,6 +413,7 @@ impl App {
                 for fault in faults {
                     tracing::error!(why, %fault, "configuration refused, the running one stays");
                 }
+                self.supervisor.refused();
             }
         }
     }
@@ -521,7 +541,7 @@ fn thread<H: Handler>(
     budget: Arc<Budget>,
     doors: Doors,
     orders: watch::Receiver<Orders<H::News>>,
-    (started, ended): Notices,
+    (pulse, (started, ended)): (Pulse, Notices),
 ) -> Result<(), AppError>
 where
     H::News: Send + Sync,
@@ -532,7 +552,7 @@ where
             let run = server::run(make(), sockets, budget, doors, orders, move || {
                 drop(started)
             });
-            runtime.block_on(run)
+            runtime.block_on(pulse.beside(run))
         });
         if let Err(error) = &outcome {
             tracing::error!(%error, "an event loop ended");

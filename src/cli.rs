@@ -4,6 +4,7 @@
 //! Errors go to stderr, one line each.
 
 mod check;
+mod core_dump;
 mod demo;
 mod healthcheck;
 mod queue;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use zeroize::Zeroizing;
 
 use crate::config::{self, Fault, Flags, Sources};
 
@@ -126,6 +128,11 @@ fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
+/// The text in one variable, wiped when dropped; `None` where there is none, or no text.
+fn hidden(variable: &str) -> Option<Zeroizing<String>> {
+    std::env::var(variable).ok().map(Zeroizing::new)
+}
+
 /// How a command that did not do its work ends.
 #[derive(Debug)]
 enum Failure {
@@ -183,6 +190,7 @@ impl Cli {
 
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
+        core_dump::forbid();
         let outcome = match self.command {
             Command::Serve(args) => serve::run(args.sources()),
             Command::Check(args) => check::run(args),

@@ -7,6 +7,7 @@
 
 mod build;
 mod document;
+mod private;
 mod table;
 
 use std::{
@@ -22,8 +23,8 @@ use serde_json::Value;
 
 use crate::{connection::opening::Proxies, endpoint::Endpoints, limits::Limits, log, tls};
 
-/// Where a configuration comes from.
-#[derive(Clone, Debug, Default)]
+/// Where a configuration comes from. Not to be printed: the environment holds secrets.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file named on the command line.
     pub file: Option<PathBuf>,

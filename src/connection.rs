@@ -58,6 +58,8 @@ pub struct Watch {
     since: Cell<Instant>,
     body_until: Cell<Option<Instant>>,
     verdict: Cell<Option<Verdict>>,
+    /// The last answer ended the connection.
+    is_over: Cell<bool>,
 }
 
 /// Why a connection cannot go on.
@@ -104,6 +106,7 @@ impl Watch {
             since: Cell::new(since),
             body_until: Cell::new(None),
             verdict: Cell::new(None),
+            is_over: Cell::new(false),
         }
     }
 
@@ -114,8 +117,9 @@ impl Watch {
         self.since.get()
     }
 
-    /// Ends a request: from here on the connection is idle.
-    pub fn answered(&self, now: Instant) {
+    /// Ends a request: from here on the connection is idle, or over if its answer `closes` it.
+    pub fn answered(&self, now: Instant, closes: bool) {
+        self.is_over.set(closes);
         self.body_until.set(None);
         self.since.set(now);
     }

@@ -136,12 +136,13 @@ impl Gate {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
         };
-        if self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes {
+        let closes = self.shared.is_leaving.load(Ordering::Relaxed) || visit.closes;
+        if closes {
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
         let ended = visit.answered.unwrap_or_else(Instant::now);
         visit.end(&self.shared, watch.peer, &response, ended);
-        watch.answered(ended);
+        watch.answered(ended, closes);
         response
     }
 
@@ -181,7 +182,8 @@ impl Gate {
             true => Ok(header_key?),
             false => header_key,
         };
-        disk::check_room(lane, announced)?;
+        self.check_room(lane, header_key.as_ref().ok().copied().flatten(), announced)
+            .await?;
 
         let (mut spent, mut seen) = (Duration::ZERO, None);
         let see = |bytes: &[u8]| {
@@ -316,6 +318,10 @@ impl Gate {
             return Ok(Reached::Before(remaining));
         }
         let reached = match fallback {
+            // It would overtake an event that was acknowledged before it came.
+            Some(_) if self.must_wait(relay, &body).await? => {
+                return self.queue(relay, visit, &body, ask).await;
+            }
             Some(after) => self.relay_or_keep(relay, visit, body, ask, after).await?,
             None => Reached::Upstream(relay.send(visit, &body, true, relay.is_keyed).await?),
         };
@@ -525,7 +531,10 @@ fn refuse_early(
 /// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
 /// its stead, and whether it is a key of its own; `None` where nothing protects it from being
 /// taken twice.
-pub(crate) fn digest_of(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when the key is empty, too long, or absent and required.
+pub fn digest_of(
     table: &Table,
     endpoint: &Endpoint,
     header_key: Option<&[u8]>,
@@ -560,7 +569,10 @@ pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
 }
 
 /// The idempotency key in a header, where the scheme keeps it there.
-pub(crate) fn header_key<'h>(
+///
+/// # Errors
+/// [`Rejection::IdempotencyKey`] when it is empty, too long, there twice, or absent and required.
+pub fn header_key<'h>(
     endpoint: &Endpoint,
     headers: &'h HeaderMap,
 ) -> Result<Option<&'h [u8]>, Rejection> {

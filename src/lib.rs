@@ -70,7 +70,7 @@ pub mod endpoint;
 // What a verified body says about itself.
 pub mod event;
 // Where messages end, read more strictly than a parser must.
-mod framing;
+pub mod framing;
 // What is taken off a message, and what is set on it.
 pub mod headers;
 // The bounds a stranger meets.

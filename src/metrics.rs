@@ -463,7 +463,10 @@ impl Metrics {
                 .collect(),
             rejections: Rejection::KINDS
                 .iter()
-                .map(|kind| self.rejections.with_label_values(&[name, kind.label()]))
+                .map(|kind| {
+                    let labels = [name, kind.label()];
+                    is_routed(*kind).then(|| self.rejections.with_label_values(&labels))
+                })
                 .collect(),
             duration: Outcome::ALL
                 .map(|outcome| self.duration.with_label_values(&[name, outcome.label()])),
@@ -481,6 +484,9 @@ impl Metrics {
             name: name.to_owned(),
             all: self.clone(),
         };
+        let is_kept = endpoint.mode != (Mode::Relay { fallback: None });
+        self.queue
+            .limit_pending(name, is_kept.then_some(endpoint.queueing.max_pending_bytes));
         for (secret, expiry) in endpoint.secrets.names().zip(endpoint.secrets.expiries()) {
             if let Some(expiry) = expiry {
                 self.secret_expiry
@@ -503,6 +509,9 @@ impl Metrics {
         for old in before {
             let name = old.name.as_str();
             let kept = running.iter().find(|e| e.name == old.name);
+            if kept.is_none() {
+                self.queue.limit_pending(name, None);
+            }
             for secret in old.secrets.names() {
                 let is_kept = kept.is_some_and(|e| {
                     e.secrets
@@ -587,6 +596,14 @@ fn unrouted_kinds() -> impl Iterator<Item = Rejection> {
     })
 }
 
+/// Whether a refusal can come when a request has an endpoint.
+fn is_routed(kind: Rejection) -> bool {
+    !matches!(
+        kind,
+        Rejection::HeadersTooLarge | Rejection::TargetTooLong | Rejection::UnknownPath
+    )
+}
+
 /// Values that are counted by their owners and read when the metrics are shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
@@ -604,7 +621,8 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
-    rejections: Vec<IntCounter>,
+    /// By the kind's number; `None`: it comes before any endpoint is known.
+    rejections: Vec<Option<IntCounter>>,
     duration: [Histogram; 7],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
@@ -667,7 +685,7 @@ impl EndpointMetrics {
 
     /// Counts a refusal or failure by its reason.
     pub fn refused(&self, rejection: Rejection) {
-        if let Some(counter) = self.rejections.get(rejection.number()) {
+        if let Some(Some(counter)) = self.rejections.get(rejection.number()) {
             counter.inc();
         }
     }

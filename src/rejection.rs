@@ -212,6 +212,20 @@ impl Rejection {
         }
     }
 
+    /// What an operator can do where it is for them to do something.
+    pub fn remedy(self) -> Option<&'static str> {
+        if self == Self::QueueFull {
+            Some(
+                "more comes than the upstream takes: see hookward queue stats; mend the upstream, \
+                 drop dead letters, or raise max_pending_bytes and max_stored_bytes",
+            )
+        } else if self == Self::Storage {
+            Some("see data_dir's disk, and the error logged before")
+        } else {
+            None
+        }
+    }
+
     /// Whether nothing more can be read from this connection.
     pub fn closes(self) -> bool {
         matches!(

@@ -54,6 +54,8 @@ use crate::{
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that connections cannot be accepted.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often a thread's idle state is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// The smallest bound the HTTP library accepts for its read buffer, in bytes.
@@ -114,20 +116,24 @@ pub struct Orders<N> {
 #[derive(Clone, Debug)]
 pub struct Doors {
     open: Arc<AtomicUsize>,
+    /// How many there are descriptors for.
+    room: usize,
     gauge: IntGauge,
 }
 
 impl Doors {
-    /// None is open.
-    pub fn new(gauge: IntGauge) -> Self {
+    /// None is open, and never more than `room` will be, whatever the limits say.
+    pub fn new(gauge: IntGauge, room: usize) -> Self {
         Self {
             open: Arc::default(),
+            room,
             gauge,
         }
     }
 
     fn enter(&self, max: usize) -> Option<Self> {
-        let take = |open: usize| (open < max).then_some(open + 1);
+        let most = max.min(self.room);
+        let take = |open: usize| (open < most).then_some(open + 1);
         self.open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .ok()?;
@@ -182,6 +188,7 @@ pub async fn run<H: Handler>(
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     let mut pause_until = None;
+    let mut said_at: Option<Instant> = None;
     let mut last_call = None;
     started();
     loop {
@@ -223,7 +230,11 @@ pub async fn run<H: Handler>(
                     // It hung up before it was accepted.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        // Every pause ends in the next failure, for as long as it lasts.
+                        if said_at.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                            tracing::warn!(%error, "cannot accept connections, trying on");
+                            said_at = Some(Instant::now());
+                        }
                         pause_until = Some(tokio::time::Instant::now() + ACCEPT_PAUSE);
                     }
                 }

@@ -26,7 +26,7 @@ use crate::{
     dedup,
     endpoint::{Dedup, Endpoints, MissingKey},
     limits::Limits,
-    log,
+    log, queue,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -41,7 +41,7 @@ const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/ru
 
 /// Makes a configuration of a document.
 pub(super) fn build(
-    document: Document,
+    mut document: Document,
     env: &[(String, String)],
     now: SystemTime,
     named: &mut Vec<PathBuf>,
@@ -65,7 +65,9 @@ pub(super) fn build(
     let Some(mut config) = built.filter(|_| all.is_empty()) else {
         return Err(all);
     };
-    config.warnings.splice(0..0, document.warnings);
+    config
+        .warnings
+        .splice(0..0, std::mem::take(&mut document.warnings));
     config.watched.clone_from(named);
     config.effective = effective;
     Ok(config)
@@ -141,11 +143,15 @@ fn read_root(
         watched,
     };
     let endpoints = read_endpoints(root, &mut reader);
-    named.extend(reader.watched);
+    named.extend(std::mem::take(&mut reader.watched));
     debug_assert!(
         TOP.len() == 9,
         "the top-level keys are listed in the document too"
     );
+    let exposed = data_dir.as_deref().map(queue::exposed).unwrap_or_default();
+    reader
+        .warnings
+        .extend(exposed.iter().map(|what| format!("data_dir: {what}")));
     Some(Config {
         data_dir,
         shutdown_delay,

@@ -51,7 +51,7 @@ pub struct Line {
     /// By when its head has to be here. The first one's time begins with the connection.
     head_until: Cell<Option<Instant>>,
     blocked_since: Cell<Option<Instant>>,
-    /// The verdict was the answer to a request.
+    /// Nothing more is to be said: the last answer ended the connection, or said the verdict.
     is_said: Cell<bool>,
 }
 
@@ -82,7 +82,8 @@ impl Line {
         self.blocked_since.set(None);
         self.has_begun.set(false);
         self.head_until.set(None);
-        self.is_said.set(self.watch.verdict().is_some());
+        self.is_said
+            .set(self.watch.is_over.get() || self.watch.verdict().is_some());
     }
 
     /// Notes that bytes came, of which the first begins a request.

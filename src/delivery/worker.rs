@@ -169,7 +169,7 @@ impl Worker {
         is_probe: bool,
     ) {
         let metrics = &running.lane.metrics;
-        let progress = Progress::default();
+        let progress = Progress::unheard();
         metrics.deliveries.attempts.inc();
         let ended = running.send(permit, &lease, &progress).await;
         metrics.deliveries.attempts.dec();

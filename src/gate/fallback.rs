@@ -204,7 +204,10 @@ async fn along<T>(
 async fn finish(lane: Arc<Lane>, mut lease: Lease, running: Running) {
     let ended = match running.ended {
         Some(ended) => ended,
-        None => running.attempt.await,
+        None => {
+            running.progress.goes_unheard();
+            running.attempt.await
+        }
     };
     let ended = match ended {
         Ok(answer) => Ended::answered(answer.status, &answer.headers, SystemTime::now()),

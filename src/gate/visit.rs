@@ -235,7 +235,10 @@ impl Visit {
                 );
             }
             Fault::Ours => {
-                tracing::warn!(endpoint, event_id, reason, status, peer, suppressed, "shed");
+                let remedy = rejection.remedy();
+                tracing::warn!(
+                    endpoint, event_id, reason, status, peer, suppressed, remedy, "shed"
+                );
             }
             Fault::Upstream => {
                 let cause = self.cause.map(tracing::field::display);
