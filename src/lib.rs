@@ -52,6 +52,10 @@ pub mod metrics;
 pub mod queue;
 // TCP, TLS or a Unix socket.
 mod stream;
+// Certificates for senders: which one is shown, and until when.
+pub mod tls;
+// What a request and its attempts tell a tracing backend.
+mod trace;
 // One event to the application: a connection, one request, its answer.
 pub mod upstream;
 
@@ -66,7 +70,7 @@ pub mod endpoint;
 // What a verified body says about itself.
 pub mod event;
 // Where messages end, read more strictly than a parser must.
-mod framing;
+pub mod framing;
 // What is taken off a message, and what is set on it.
 pub mod headers;
 // The bounds a stranger meets.

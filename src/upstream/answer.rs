@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -13,7 +14,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{Connection, Permit};
 use crate::{
-    framing::{Chunks, Piece, place_of},
+    framing::{Chunks, Piece, has_plain_lines, place_of},
     stream::Stream,
 };
 
@@ -71,22 +72,34 @@ impl Rest {
 
 /// Takes the head of a final answer out of the buffer; `None` when more bytes are needed.
 ///
-/// Interim answers (1xx) are passed over; a switch of protocols, which nobody asked for, is
-/// refused, and so is framing that two parsers could read differently.
+/// Interim answers (1xx) are passed over; one that claims to have a body is refused, and so is a
+/// switch of protocols, which nobody asked for, and framing that two parsers could read differently.
 pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelligible> {
     loop {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_LIMIT];
-        let mut parsed = httparse::Response::new(&mut fields);
-        let length = match parsed.parse(buffer) {
-            Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
-            Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
-            Ok(_) | Err(_) => return Err(Unintelligible),
-        };
+        // Not set up: that would cost as much as the parsing.
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS_LIMIT];
+        let mut parsed = httparse::Response::new(&mut []);
+        let strict = httparse::ParserConfig::default();
+        let length =
+            match strict.parse_response_with_uninit_headers(&mut parsed, buffer, &mut fields) {
+                Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
+                Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
+                Ok(_) | Err(_) => return Err(Unintelligible),
+            };
+        // The parser takes bare LF for line ends, and passes over empty lines.
+        if !buffer.get(..length).is_some_and(has_plain_lines) {
+            return Err(Unintelligible);
+        }
         let is_latest = parsed.version == Some(1);
         let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
         let status = status.ok_or(Unintelligible)?;
         if status.is_informational() {
-            if status == StatusCode::SWITCHING_PROTOCOLS {
+            let is_framing = |name: &str| {
+                let is = |other: HeaderName| name.eq_ignore_ascii_case(other.as_str());
+                is(header::CONTENT_LENGTH) || is(header::TRANSFER_ENCODING)
+            };
+            let is_odd = !is_latest || parsed.headers.iter().any(|field| is_framing(field.name));
+            if is_odd || status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Unintelligible);
             }
             let _ = buffer.split_to(length);
@@ -111,7 +124,10 @@ pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelli
             headers.append(name.map_err(|_| Unintelligible)?, value);
         }
         let rest = framing(status, &headers, is_latest)?;
-        let keeps_alive = is_latest && !says_close(&headers) && !matches!(rest, Rest::UntilClose);
+        let keeps_alive = is_latest
+            && !says_close(&headers)
+            && !matches!(rest, Rest::UntilClose)
+            && !belies_itself(status, &headers);
         return Ok(Some(Head {
             status,
             headers,
@@ -152,6 +168,14 @@ fn framing(
     // These have no body whatever their headers say (RFC 9110 §6.4.1).
     let is_bare = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     Ok(if is_bare { Rest::Length(0) } else { rest })
+}
+
+/// A 204 has no body (RFC 9110 §15.3.5), whose length or coding it may not announce either: what
+/// comes behind one that does is nobody's.
+fn belies_itself(status: StatusCode, headers: &HeaderMap) -> bool {
+    let announces = |name| headers.get(name).is_some_and(|value| value != "0");
+    status == StatusCode::NO_CONTENT
+        && (announces(header::CONTENT_LENGTH) || announces(header::TRANSFER_ENCODING))
 }
 
 fn says_close(headers: &HeaderMap) -> bool {

@@ -55,11 +55,34 @@ pub(crate) struct Daemon {
     log: Arc<(Mutex<String>, Condvar)>,
 }
 
+/// Whether a daemon's serving thread has something to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Calm(PathBuf);
+
+impl Calm {
+    /// Waits until it has nothing to do: whatever was sent before has been read.
+    pub(crate) fn wait(&self) {
+        let is_asleep = || {
+            let stat = std::fs::read_to_string(&self.0).unwrap_or_default();
+            // The state stands behind the name, which is in brackets.
+            let state = stat.rsplit_once(") ").map_or("", |(_, state)| state);
+            state.is_empty() || state.starts_with('S')
+        };
+        let end = Instant::now() + HANG;
+        while !is_asleep() {
+            assert!(Instant::now() < end, "it never rests");
+            thread::yield_now();
+        }
+    }
+}
+
 /// A hookward about to run.
 pub(crate) struct Setup {
     config: String,
     /// Instead of a file.
     flags: Option<Vec<String>>,
+    /// Most descriptors it may have.
+    descriptors: Option<u32>,
     /// A socket handed over as systemd does.
     passed: Option<TcpListener>,
     env: Vec<(String, String)>,
@@ -74,6 +97,7 @@ impl Setup {
         Self {
             config,
             flags: None,
+            descriptors: None,
             passed: None,
             env: Vec::new(),
             dir: Dir::new(),
@@ -120,9 +144,18 @@ impl Setup {
     fn command(&self) -> Command {
         let path = self.dir.write("hookward.toml", &self.config);
         let binary = env!("CARGO_BIN_EXE_hookward");
-        let (mut command, stdin) = match &self.passed {
-            None => (Command::new(binary), Stdio::null()),
-            Some(listener) => {
+        let (mut command, stdin) = match (&self.passed, self.descriptors) {
+            (None, None) => (Command::new(binary), Stdio::null()),
+            (None, Some(most)) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args([
+                    "-c",
+                    &format!(r#"ulimit -n {most}; exec "$0" "$@""#),
+                    binary,
+                ]);
+                (shell, Stdio::null())
+            }
+            (Some(listener), _) => {
                 let mut shell = Command::new("/bin/sh");
                 shell.args(["-c", PASS, binary]);
                 (shell, OwnedFd::from(listener.try_clone().unwrap()).into())
@@ -141,6 +174,12 @@ impl Setup {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Starts it with no more descriptors than this.
+    pub(crate) fn start_with_descriptors(mut self, most: u32) -> Daemon {
+        self.descriptors = Some(most);
+        self.start()
     }
 
     /// Starts it and waits until it is ready.
@@ -250,6 +289,16 @@ impl Daemon {
         Sender::connect(self.public)
     }
 
+    /// A look at the thread that serves, of which there has to be one.
+    pub(crate) fn calm(&self) -> Calm {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let mut serving = tasks.map(|task| task.unwrap().path()).filter(|task| {
+            let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+            name.trim_end() == "hookward-0"
+        });
+        Calm(serving.next().unwrap().join("stat"))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -272,6 +321,7 @@ impl Daemon {
         Setup {
             config: std::mem::take(&mut self.config),
             flags: None,
+            descriptors: None,
             passed: None,
             env: std::mem::take(&mut self.env),
             dir: std::mem::replace(&mut self.dir, Dir::new()),

@@ -4,14 +4,26 @@
     unused_imports,
     reason = "each promise uses its own part of this"
 )]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
 
+pub(crate) mod corpus;
 mod daemon;
+pub(crate) mod http2;
+pub(crate) mod message;
+mod recorder;
 mod sender;
+pub(crate) mod tls;
 mod upstream;
 
 use std::time::Duration;
 
-pub(crate) use daemon::{Daemon, Dir, Setup};
+pub(crate) use daemon::{Calm, Daemon, Dir, Setup};
+pub(crate) use recorder::{Heard, Recorder};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};
 
