@@ -12,11 +12,16 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
 
 use crate::{
-    connection::Watch, gate::Shared, limits::Limits, metrics::Reading, queue::Queue,
-    rejection::Rejection, server::Handler, upstream::AnswerBody,
+    connection::{Inflow, Watch},
+    gate::Shared,
+    limits::Limits,
+    metrics::Reading,
+    queue::Queue,
+    rejection::Rejection,
+    server::Handler,
+    upstream::AnswerBody,
 };
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -25,7 +30,7 @@ const EXPOSITION: HeaderValue =
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
 /// Most connections to the admin listeners at a time.
-const MAX_CONNECTIONS: usize = 256;
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 
 /// The admin side.
 #[derive(Debug)]
@@ -100,7 +105,7 @@ impl Admin {
 impl Handler for Admin {
     type News = ();
 
-    async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn handle(&self, watch: &Watch, request: Request<Inflow<'_>>) -> Response<AnswerBody> {
         watch.begin();
         let response = self.answer(request.method(), request.uri().path()).await;
         watch.answered(Instant::now(), false);

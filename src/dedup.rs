@@ -63,6 +63,13 @@ impl Digest {
         let [high, low] = self.0;
         (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
     }
+
+    /// The inverse of [`Digest::to_bytes`].
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let number = u128::from_be_bytes(bytes);
+        let half = |n: u128| u64::try_from(n & u128::from(u64::MAX)).unwrap_or_default();
+        Self([half(number >> 64), half(number)])
+    }
 }
 
 impl Hash for Digest {
@@ -107,6 +114,11 @@ impl Fingerprint {
     /// Basis and hash in one number; the same after a restart where the secret of the hashes is.
     pub fn to_number(self) -> u64 {
         self.0
+    }
+
+    /// The inverse of [`Fingerprint::to_number`].
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
     }
 
     /// Whether two bodies are known to differ. Fingerprints of different bases tell nothing.
@@ -483,6 +495,19 @@ impl Table {
                 replayed,
             },
         }
+    }
+
+    /// Remembers a body that came under a key before a restart, for so much longer: it is known
+    /// again when it comes under another.
+    pub fn recall(&self, key: Digest, body: Fingerprint, remaining: Duration, now: Instant) {
+        let (seconds, until) = (self.seconds(now), self.end_of(remaining, now));
+        self.replays.note(body, key.0[1], seconds, until, false);
+    }
+
+    /// Whether a key is done or in flight.
+    pub fn knows(&self, digest: Digest) -> bool {
+        let shard = self.shard(digest);
+        shard.in_flight.contains_key(&digest) || shard.done.contains(&digest)
     }
 
     fn claim_unkeyed(self: &Arc<Self>, ask: Ask) -> Decision {

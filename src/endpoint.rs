@@ -19,6 +19,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 pub use self::queueing::{Mode, Ordering, Queueing};
 use crate::{
@@ -201,7 +202,10 @@ pub struct TlsMaterial {
     /// Roots trusted in addition.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// The certificate chain and key we show when asked for one.
-    pub client: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    pub client: Option<(
+        Vec<CertificateDer<'static>>,
+        Zeroizing<PrivateKeyDer<'static>>,
+    )>,
 }
 
 impl fmt::Debug for TlsMaterial {

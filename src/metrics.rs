@@ -20,6 +20,7 @@ use prometheus::{
 
 pub use self::queueing::{Deliveries, QueueMetrics};
 use crate::{
+    connection::opening::OpenFault,
     dedup::{KeyReuse, Replay},
     endpoint::{Endpoint, EndpointName, Enforcement, EventFilter, Mode},
     rejection::Rejection,
@@ -159,6 +160,8 @@ pub struct Metrics {
     secret_matches: IntCounterVec,
     last_verified: GaugeVec,
     secret_expiry: GaugeVec,
+    certificate_expiry: GaugeVec,
+    not_opened: IntCounterVec,
     evictions: IntCounterVec,
     /// Time spent on hashing and comparing, per verified or refused body.
     pub verify_duration: Histogram,
@@ -268,6 +271,18 @@ impl Metrics {
                 "When a secret stops matching.",
                 &["endpoint", "secret"],
             ),
+            certificate_expiry: moments(
+                &registry,
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate shown for a domain ends.",
+                &["domain"],
+            ),
+            not_opened: counters(
+                &registry,
+                "handshake_failures_total",
+                "Connections on which no HTTP could be spoken, by cause.",
+                &["cause"],
+            ),
             evictions: counters(
                 &registry,
                 "dedup_evictions_total",
@@ -332,6 +347,9 @@ impl Metrics {
         for cause in ["capacity", "expired"] {
             metrics.evictions.with_label_values(&[cause]);
         }
+        for cause in OpenFault::LABELS {
+            metrics.not_opened.with_label_values(&[cause]);
+        }
         let build = gauges(
             &metrics.registry,
             "build_info",
@@ -377,6 +395,20 @@ impl Metrics {
         match rejection.status(StatusCode::UNAUTHORIZED).is_client_error() {
             true => self.unrouted.refused.inc(),
             false => self.unrouted.shed.inc(),
+        }
+    }
+
+    /// Counts a connection on which no HTTP could be spoken.
+    pub fn not_opened(&self, cause: &'static str) {
+        self.not_opened.with_label_values(&[cause]).inc();
+    }
+
+    /// Notes which certificates are shown, and when they end.
+    pub fn certificates<'n>(&self, expiries: impl IntoIterator<Item = &'n (String, SystemTime)>) {
+        self.certificate_expiry.reset();
+        for (domain, ends) in expiries {
+            let gauge = self.certificate_expiry.with_label_values(&[domain]);
+            gauge.set(seconds(*ends));
         }
     }
 
@@ -431,7 +463,10 @@ impl Metrics {
                 .collect(),
             rejections: Rejection::KINDS
                 .iter()
-                .map(|kind| self.rejections.with_label_values(&[name, kind.label()]))
+                .map(|kind| {
+                    let labels = [name, kind.label()];
+                    is_routed(*kind).then(|| self.rejections.with_label_values(&labels))
+                })
                 .collect(),
             duration: Outcome::ALL
                 .map(|outcome| self.duration.with_label_values(&[name, outcome.label()])),
@@ -449,6 +484,9 @@ impl Metrics {
             name: name.to_owned(),
             all: self.clone(),
         };
+        let is_kept = endpoint.mode != (Mode::Relay { fallback: None });
+        self.queue
+            .limit_pending(name, is_kept.then_some(endpoint.queueing.max_pending_bytes));
         for (secret, expiry) in endpoint.secrets.names().zip(endpoint.secrets.expiries()) {
             if let Some(expiry) = expiry {
                 self.secret_expiry
@@ -471,6 +509,9 @@ impl Metrics {
         for old in before {
             let name = old.name.as_str();
             let kept = running.iter().find(|e| e.name == old.name);
+            if kept.is_none() {
+                self.queue.limit_pending(name, None);
+            }
             for secret in old.secrets.names() {
                 let is_kept = kept.is_some_and(|e| {
                     e.secrets
@@ -555,6 +596,14 @@ fn unrouted_kinds() -> impl Iterator<Item = Rejection> {
     })
 }
 
+/// Whether a refusal can come when a request has an endpoint.
+fn is_routed(kind: Rejection) -> bool {
+    !matches!(
+        kind,
+        Rejection::HeadersTooLarge | Rejection::TargetTooLong | Rejection::UnknownPath
+    )
+}
+
 /// Values that are counted by their owners and read when the metrics are shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
@@ -572,7 +621,8 @@ pub struct Reading {
 #[derive(Debug)]
 pub struct EndpointMetrics {
     requests: Box<[OnceLock<IntCounter>]>,
-    rejections: Vec<IntCounter>,
+    /// By the kind's number; `None`: it comes before any endpoint is known.
+    rejections: Vec<Option<IntCounter>>,
     duration: [Histogram; 7],
     /// From handing over to the head of the answer.
     pub upstream_duration: Histogram,
@@ -635,7 +685,7 @@ impl EndpointMetrics {
 
     /// Counts a refusal or failure by its reason.
     pub fn refused(&self, rejection: Rejection) {
-        if let Some(counter) = self.rejections.get(rejection.number()) {
+        if let Some(Some(counter)) = self.rejections.get(rejection.number()) {
             counter.inc();
         }
     }

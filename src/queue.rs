@@ -21,12 +21,14 @@ mod lease;
 mod operate;
 mod outage;
 mod reader;
+mod recall;
 mod record;
 mod shared;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod wal;
 mod writer;
 
 use std::{
@@ -41,11 +43,15 @@ use uuid::Uuid;
 use self::{
     inbox::{Change, Command},
     shared::Shared,
-    sqlite::{operate as ask, tally::positive},
+    sqlite::{
+        operate::{self as ask, CorruptRow},
+        tally::positive,
+    },
     threads::Threads,
 };
 
 pub use self::{
+    directory::exposed,
     endpoint::{Endpoint, Limits, Place},
     event::{
         AppendError, Appended, AppendedLeased, Bound, Fingerprint, Key, Keyed, NewEvent, Refused,
@@ -57,6 +63,7 @@ pub use self::{
         Attempt, CorruptRecord, Cursor, Detail, Filter, OperateError, Page, Quarantined, Selection,
         State, Stats, Summary,
     },
+    recall::Taken,
     record::{BadRecord, Record, TooLong},
 };
 use crate::endpoint::EndpointName;
@@ -80,6 +87,39 @@ pub struct Observer {
     pub committed: Box<dyn Fn(Committed) + Send + Sync>,
     /// After a record was found that is not what was written; its event is a dead letter.
     pub corrupt_record: Box<dyn Fn(&EndpointName) + Send + Sync>,
+    /// At the start, before anything is delivered: some of what was acknowledged is lost.
+    pub damaged_log: Box<dyn Fn(&DamagedLog) + Send + Sync>,
+}
+
+/// A log that is not what was written, and ends the earlier for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedLog {
+    /// How many of its bytes are sound.
+    pub at: u64,
+    /// Transactions behind them that were acknowledged, at the least; each holds one event or
+    /// more, or how attempts ended.
+    pub lost: u64,
+    /// The log as it was found; `None`: so many are kept already that this one was not.
+    pub copy: Option<PathBuf>,
+}
+
+impl std::fmt::Display for DamagedLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { at, lost, copy } = self;
+        write!(
+            f,
+            "the store's log is damaged behind byte {at}: at least {lost} transactions that were \
+             acknowledged are lost, events in them perhaps; the store was checked and goes on \
+             without them. Look after the disk, and have senders send again what they sent last \
+             before this start; the log as it was found "
+        )?;
+        match copy {
+            Some(copy) => write!(f, "is kept in {}", copy.display()),
+            None => {
+                f.write_str("was not kept: there are nine others beside the store, remove them")
+            }
+        }
+    }
 }
 
 /// One commit.
@@ -98,6 +138,7 @@ impl Default for Observer {
         Self {
             committed: Box::new(|_| ()),
             corrupt_record: Box::new(|_| ()),
+            damaged_log: Box::new(|_| ()),
         }
     }
 }
@@ -129,6 +170,24 @@ impl Queue {
             shared,
             threads: Arc::new(threads),
         })
+    }
+
+    /// Whether there is a store in a directory, or what is left of one.
+    pub fn is_in(dir: &Path) -> bool {
+        directory::holds_store(dir)
+    }
+
+    /// Tells of every key that is taken with a body known, in no order, looking at no more than
+    /// `limit` keys. `false`: there are more. Blocks; for the start.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn taken(
+        &self,
+        limit: u64,
+        each: impl FnMut(&EndpointName, Taken),
+    ) -> Result<bool, OpenError> {
+        recall::taken(&self.shared, limit, each)
     }
 
     /// The handle on an endpoint. `limits` replace those given before, for all its handles; `None`
@@ -204,7 +263,8 @@ impl Queue {
         let ask = move |connection: &_, shared: &Arc<Shared>| {
             ask::show(connection, shared, id, with_record)
         };
-        self.shared.desk.ask(ask).await
+        let shown = self.shared.desk.ask(ask).await?;
+        shown.map_err(|CorruptRow| OperateError::Unreadable(id))
     }
 
     /// Makes dead and delivered events pending again, due at once, with their attempts going on

@@ -31,6 +31,8 @@ pub enum Malformation {
     Framing,
     /// `Host` absent, doubled, not a host, or at odds with the target.
     Host,
+    /// HTTP without TLS where TLS is spoken.
+    PlainText,
     /// A header whose name, with `_` read as `-`, is one we read or set.
     Shadow,
     /// A target that is not an origin-form path, or that climbs out of its endpoint.
@@ -210,6 +212,20 @@ impl Rejection {
         }
     }
 
+    /// What an operator can do where it is for them to do something.
+    pub fn remedy(self) -> Option<&'static str> {
+        if self == Self::QueueFull {
+            Some(
+                "more comes than the upstream takes: see hookward queue stats; mend the upstream, \
+                 drop dead letters, or raise max_pending_bytes and max_stored_bytes",
+            )
+        } else if self == Self::Storage {
+            Some("see data_dir's disk, and the error logged before")
+        } else {
+            None
+        }
+    }
+
     /// Whether nothing more can be read from this connection.
     pub fn closes(self) -> bool {
         matches!(
@@ -304,6 +320,9 @@ impl Rejection {
             }
             Self::Malformed(Malformation::Host) => {
                 "Send exactly one valid Host header that agrees with the target."
+            }
+            Self::Malformed(Malformation::PlainText) => {
+                "This address speaks HTTPS, and the request came without TLS."
             }
             Self::Malformed(Malformation::Shadow) => {
                 "A header name contains an underscore where a hyphen is meant."

@@ -5,6 +5,9 @@
 //! another. What a connection may do and for how long is `connection`'s; what a request means, the
 //! handler's.
 
+mod http2;
+mod listener;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -18,26 +21,31 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 
+pub use self::listener::Socket;
+use self::listener::{Accepted, Listener, accept, turn_away};
 use crate::{
     body::Budget,
-    connection::{Io, Watch},
+    connection::{
+        Inflow, Peer, Watch,
+        http1::{Io, Line},
+        http2::Carrier,
+        opening::{OpenFault, Opened, Opening},
+    },
     gate::{Gate, Live},
     limits::Limits,
-    rejection::{Malformation, Rejection, parting_answer},
-    stream::Stream,
+    rejection::{Malformation, Rejection},
     upstream::AnswerBody,
 };
 
@@ -46,6 +54,8 @@ use crate::{
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that connections cannot be accepted.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often a thread's idle state is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// The smallest bound the HTTP library accepts for its read buffer, in bytes.
@@ -64,8 +74,14 @@ pub trait Handler: 'static {
     fn handle(
         &self,
         watch: &Watch,
-        request: Request<Incoming>,
+        request: Request<Inflow<'_>>,
     ) -> impl Future<Output = Response<AnswerBody>>;
+    /// What new connections begin with, where that is more than HTTP.
+    fn opening(&self) -> Option<Arc<Opening>> {
+        None
+    }
+    /// Counts and logs a connection on which no HTTP could be spoken.
+    fn not_opened(&self, _fault: &OpenFault, _peer: Option<IpAddr>) {}
     /// The bounds for new connections.
     fn limits(&self) -> Limits;
     /// Takes a new configuration.
@@ -100,20 +116,24 @@ pub struct Orders<N> {
 #[derive(Clone, Debug)]
 pub struct Doors {
     open: Arc<AtomicUsize>,
+    /// How many there are descriptors for.
+    room: usize,
     gauge: IntGauge,
 }
 
 impl Doors {
-    /// None is open.
-    pub fn new(gauge: IntGauge) -> Self {
+    /// None is open, and never more than `room` will be, whatever the limits say.
+    pub fn new(gauge: IntGauge, room: usize) -> Self {
         Self {
             open: Arc::default(),
+            room,
             gauge,
         }
     }
 
     fn enter(&self, max: usize) -> Option<Self> {
-        let take = |open: usize| (open < max).then_some(open + 1);
+        let most = max.min(self.room);
+        let take = |open: usize| (open < most).then_some(open + 1);
         self.open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .ok()?;
@@ -127,77 +147,6 @@ impl Doors {
     }
 }
 
-/// A bound socket, not yet on any thread.
-#[derive(Debug)]
-pub enum Socket {
-    /// TCP.
-    Tcp(std::net::TcpListener),
-    /// A stream socket in the file system.
-    Unix(std::os::unix::net::UnixListener),
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-/// A connection, and its other end if that is an IP socket.
-type Accepted = (Stream, Option<IpAddr>);
-
-impl Listener {
-    fn new(socket: Socket) -> io::Result<Self> {
-        Ok(match socket {
-            Socket::Tcp(tcp) => Self::Tcp(TcpListener::from_std(tcp)?),
-            Socket::Unix(unix) => Self::Unix(UnixListener::from_std(unix)?),
-        })
-    }
-
-    /// Accepts whoever waits, asking the system itself: the runtime may not know of them yet.
-    fn accept_rest(self, mut welcome: impl FnMut(Accepted)) {
-        let mut next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
-            Self::Tcp(tcp) => {
-                let Ok(tcp) = tcp.into_std() else { return };
-                Box::new(move || {
-                    let (socket, peer) = tcp.accept()?;
-                    socket.set_nonblocking(true)?;
-                    let _ = socket.set_nodelay(true);
-                    let socket = TcpStream::from_std(socket)?;
-                    Ok((Stream::Tcp(socket), Some(peer.ip())))
-                })
-            }
-            Self::Unix(unix) => {
-                let Ok(unix) = unix.into_std() else { return };
-                Box::new(move || {
-                    let (socket, _) = unix.accept()?;
-                    socket.set_nonblocking(true)?;
-                    Ok((Stream::Unix(UnixStream::from_std(socket)?), None))
-                })
-            }
-        };
-        loop {
-            match next() {
-                Ok(accepted) => welcome(accepted),
-                // It hung up before it was accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        match self {
-            Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(tcp, peer)| {
-                // Answers are written whole; nothing is gained by waiting for more.
-                let _ = tcp.set_nodelay(true);
-                (Stream::Tcp(tcp), Some(peer.ip()))
-            }),
-            Self::Unix(unix) => unix
-                .poll_accept(cx)
-                .map_ok(|(unix, _)| (Stream::Unix(unix), None)),
-        }
-    }
-}
-
 /// One thread's connections.
 struct Connections<H> {
     handler: H,
@@ -206,6 +155,8 @@ struct Connections<H> {
     /// To be woken when the stage changes.
     wakers: RefCell<HashMap<u64, Waker>>,
     next: Cell<u64>,
+    /// Requests that came by connections which carry several.
+    streams: RefCell<JoinSet<()>>,
     is_last_call_over: Cell<bool>,
 }
 
@@ -231,15 +182,18 @@ pub async fn run<H: Handler>(
         doors,
         wakers: RefCell::default(),
         next: Cell::new(0),
+        streams: RefCell::default(),
         is_last_call_over: Cell::new(false),
     });
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     let mut pause_until = None;
+    let mut said_at: Option<Instant> = None;
     let mut last_call = None;
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.end_streams().await;
             here.handler.finish().await;
             return Ok(());
         }
@@ -264,10 +218,9 @@ pub async fn run<H: Handler>(
                 here.is_last_call_over.set(true);
                 here.wakers.borrow().values().for_each(Waker::wake_by_ref);
             }
-            Some(ended) = tasks.join_next() => {
-                if ended.is_err_and(|error| error.is_panic()) {
-                    tracing::error!("a connection's task panicked");
-                }
+            Some(ended) = tasks.join_next() => note_end(ended),
+            Some(ended) = poll_fn(|cx| here.streams.borrow_mut().poll_join_next(cx)) => {
+                note_end(ended);
             }
             _ = tick.tick() => here.handler.tick(Instant::now()),
             () = until(pause_until) => pause_until = None,
@@ -277,12 +230,22 @@ pub async fn run<H: Handler>(
                     // It hung up before it was accepted.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        // Every pause ends in the next failure, for as long as it lasts.
+                        if said_at.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                            tracing::warn!(%error, "cannot accept connections, trying on");
+                            said_at = Some(Instant::now());
+                        }
                         pause_until = Some(tokio::time::Instant::now() + ACCEPT_PAUSE);
                     }
                 }
             }
         }
+    }
+}
+
+fn note_end(ended: Result<(), JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        tracing::error!("a connection's task panicked");
     }
 }
 
@@ -294,40 +257,95 @@ pub(crate) async fn until(moment: Option<tokio::time::Instant>) {
     }
 }
 
-async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
-    poll_fn(|cx| {
-        let mut each = listeners.iter().map(|listener| listener.poll_accept(cx));
-        each.find(Poll::is_ready).unwrap_or(Poll::Pending)
-    })
-    .await
-}
-
 impl<H: Handler> Connections<H> {
-    fn welcome(self: Rc<Self>, (socket, peer): Accepted, tasks: &mut JoinSet<()>) {
+    fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
+        let opening = self.handler.opening();
         let Some(doors) = self.doors.enter(limits.max_connections) else {
-            self.handler.refused(Rejection::Overloaded, peer);
-            turn_away(&socket);
+            self.handler.refused(Rejection::Overloaded, accepted.peer);
+            // Before anything else was agreed upon nothing can be said.
+            if opening.is_none() {
+                turn_away(&accepted.stream);
+            }
             return;
         };
-        tasks.spawn_local(self.serve(socket, peer, limits, Guard(doors)));
+        tasks.spawn_local(self.serve(accepted, limits, opening, Guard(doors)));
     }
 
     async fn serve(
         self: Rc<Self>,
-        socket: Stream,
-        peer: Option<IpAddr>,
+        accepted: Accepted,
         limits: Limits,
+        opening: Option<Arc<Opening>>,
         _guard: Guard,
     ) {
-        let watch = Watch::new(socket, peer, &limits, self.budget.clone());
-        let io = Io(watch.clone());
-        let service = service_fn(|request| {
-            let (here, watch) = (self.clone(), watch.clone());
-            async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) }
-        });
-        let mut connection = builder(&limits).serve_connection(io, service);
+        let began = Instant::now();
         let place = Place::new(&self);
+        let opened = match opening {
+            None => Opened::plain(accepted.stream, accepted.peer),
+            Some(opening) => {
+                let (peer, until) = (accepted.peer, began + limits.header_timeout);
+                match self.open(&opening, accepted, until, &place).await {
+                    Ok(opened) => opened,
+                    Err(fault) => return self.handler.not_opened(&fault, peer),
+                }
+            }
+        };
+        let peer = Peer::new(opened.ip, opened.is_secure);
+        if opened.is_http2 {
+            let carrier = Carrier::new(opened.stream, peer, &limits, began);
+            // Its state is large: only who has one pays for it.
+            return Box::pin(self.clone().serve_http2(carrier, &place)).await;
+        }
+        let line = Line::new(opened.stream, peer, &limits, self.budget.clone(), began);
+        self.serve_http1(line, &limits, &place).await;
+    }
+
+    /// Waits for the requests that go on after their connections.
+    async fn end_streams(&self) {
+        let mut streams = self.streams.take();
+        while let Some(ended) = streams.join_next().await {
+            note_end(ended);
+        }
+    }
+
+    /// Makes a connection ready for HTTP, in time and not beyond the last call.
+    async fn open(
+        &self,
+        opening: &Opening,
+        accepted: Accepted,
+        until: Instant,
+        place: &Place<'_, H>,
+    ) -> Result<Opened, OpenFault> {
+        // A handshake's state is large: only who has one pays for it.
+        let mut open = Box::pin(opening.open(accepted.stream, accepted.peer, accepted.is_plain));
+        let open = poll_fn(|cx| {
+            place.wake_with(cx.waker());
+            if self.is_last_call_over.get() {
+                return Poll::Ready(Err(OpenFault::Gone));
+            }
+            open.as_mut().poll(cx)
+        });
+        let opened = tokio::time::timeout_at(until.into(), open).await;
+        opened.unwrap_or(Err(OpenFault::Slow))
+    }
+
+    async fn serve_http1(&self, line: Rc<Line>, limits: &Limits, place: &Place<'_, H>) {
+        let io = Io(line.clone());
+        let service = service_fn(|request: Request<Incoming>| {
+            let line = line.clone();
+            async move {
+                // Where another protocol was asked for, the library forgets what cannot be sent at
+                // once.
+                let asks_for_more = request.method() == Method::CONNECT
+                    || request.headers().contains_key(header::UPGRADE);
+                let request = request.map(|incoming| line.inflow(incoming));
+                let response = self.handler.handle(&line.watch, request).await;
+                line.rest(!asks_for_more);
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut connection = builder(limits).serve_connection(io, service);
         let mut is_told = false;
         let outcome = poll_fn(|cx| {
             place.wake_with(cx.waker());
@@ -339,18 +357,18 @@ impl<H: Handler> Connections<H> {
         })
         .await;
         drop(connection);
-        let unsaid = watch.unsaid();
+        let unsaid = line.unsaid();
         // Only the library saw these, and answered them: 431, or 400.
         let heard = outcome.err().and_then(|error| match () {
-            () if watch.verdict().is_some() => None,
+            () if line.watch.verdict().is_some() => None,
             () if error.is_parse_too_large() => Some(Rejection::HeadersTooLarge),
             () if error.is_parse() => Some(Rejection::Malformed(Malformation::Framing)),
             () => None,
         });
         if let Some(rejection) = unsaid.or(heard) {
-            self.handler.refused(rejection, peer);
+            self.handler.refused(rejection, line.watch.peer);
         }
-        watch.finish(unsaid).await;
+        line.finish(unsaid).await;
     }
 }
 
@@ -398,25 +416,6 @@ impl Drop for Guard {
     }
 }
 
-/// Says 503 to a connection there is no room for, without waiting for anything.
-fn turn_away(socket: &Stream) {
-    let answer = parting_answer(Rejection::Overloaded);
-    let mut sink = [0; 1024];
-    // Whether it is heard is the sender's affair; what it sent is read so that it can be.
-    let _ = match socket {
-        Stream::Tcp(tcp) => {
-            let _ = tcp.try_read(&mut sink);
-            tcp.try_write(&answer)
-        }
-        Stream::Unix(unix) => {
-            let _ = unix.try_read(&mut sink);
-            unix.try_write(&answer)
-        }
-        // Its handshake has not begun: nothing can be said.
-        Stream::Tls(_) => Ok(0),
-    };
-}
-
 fn builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -441,8 +440,16 @@ fn builder(limits: &Limits) -> http1::Builder {
 impl Handler for Rc<Gate> {
     type News = Arc<Live>;
 
-    async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn handle(&self, watch: &Watch, request: Request<Inflow<'_>>) -> Response<AnswerBody> {
         Gate::handle(self, watch, request).await
+    }
+
+    fn opening(&self) -> Option<Arc<Opening>> {
+        self.live().opening.clone()
+    }
+
+    fn not_opened(&self, fault: &OpenFault, peer: Option<IpAddr>) {
+        self.shared().not_opened(fault, peer, Instant::now());
     }
 
     fn limits(&self) -> Limits {

@@ -12,6 +12,7 @@
 
 mod answer;
 mod connect;
+mod once;
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,12 +29,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite as _;
 
 pub use self::answer::AnswerBody;
 pub use self::connect::{Misfit, TlsFault};
+pub(crate) use self::once::Asker;
 use self::{
     answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
     connect::Route,
@@ -64,6 +66,9 @@ const IDLE_LIFE: Duration = Duration::from_secs(30);
 const CONNECT_PAUSES: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
 
+/// How long the rest of an answer is waited for that nobody reads: its end lets the connection be
+/// used again, but no upstream that is slow to say it keeps its place for that.
+const UNHEARD_PATIENCE: Duration = Duration::from_secs(1);
 /// When it is worth asking again for a place that another thread may free.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time to the next place by rate; a slow rate is asked again.
@@ -249,9 +254,43 @@ pub struct Answer {
 pub struct Progress {
     resends: Cell<u32>,
     accepted: Cell<Option<StatusCode>>,
+    is_unheard: Cell<bool>,
 }
 
 impl Progress {
+    /// Of an attempt whose answer nobody waits for but for its head.
+    pub fn unheard() -> Self {
+        let progress = Self::default();
+        progress.is_unheard.set(true);
+        progress
+    }
+
+    /// Nobody waits for the answer's body any more.
+    pub fn goes_unheard(&self) {
+        self.is_unheard.set(true);
+    }
+
+    /// Waits for a body; `None`: nobody waits for it, and it did not come soon after its head.
+    async fn unless_unheard<T>(&self, body: impl Future<Output = T>) -> Option<T> {
+        let mut body = std::pin::pin!(body);
+        let mut patience = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(body) = body.as_mut().poll(cx) {
+                return Poll::Ready(Some(body));
+            }
+            if !self.is_unheard.get() {
+                return Poll::Pending;
+            }
+            let sleep = || Box::pin(tokio::time::sleep(UNHEARD_PATIENCE));
+            patience
+                .get_or_insert_with(sleep)
+                .as_mut()
+                .poll(cx)
+                .map(|()| None)
+        })
+        .await
+    }
+
     /// How often the request has been sent again since the first time.
     pub fn resends(&self) -> u32 {
         self.resends.get()
@@ -270,6 +309,20 @@ struct Failure {
     written: usize,
     /// Bytes of an answer that came.
     answered: bool,
+}
+
+impl Failure {
+    /// What it was, on this connection. TLS 1.3 lets a client speak before the upstream has looked
+    /// at its certificate (RFC 8446 §4.4.2.4): what comes first on a connection may be a refusal.
+    fn of(self, connection: &Connection, is_reused: bool) -> UpstreamError {
+        let is_first = !is_reused && !self.answered;
+        match (self.error, &connection.stream) {
+            (UpstreamError::BrokeOff, Stream::Tls(_)) if is_first => {
+                UpstreamError::Tls(TlsFault::Ended)
+            }
+            (error, _) => error,
+        }
+    }
 }
 
 impl Pool {
@@ -334,7 +387,8 @@ impl Pool {
     /// `keyed`: the event carries an idempotency key, so that an application can tell a second
     /// attempt from a second event.
     /// `patience` bounds how long a longer body may take.
-    /// `progress` tells how far it has come.
+    /// `progress` tells how far it has come. Where it says that nobody waits for the body, the body
+    /// may be left out of the answer, and the connection closed before its end.
     ///
     /// # Errors
     /// See [`UpstreamError`]. The caller bounds the time: dropping the future closes the
@@ -354,7 +408,8 @@ impl Pool {
         if answer.status.is_success() {
             progress.accepted.set(Some(answer.status));
         }
-        self.receive(permit, connection, answer, patience).await
+        self.receive(permit, connection, answer, patience, progress)
+            .await
     }
 
     /// Sends one request, a second time where that is safe, and reads the head of its answer.
@@ -383,9 +438,12 @@ impl Pool {
                 Ok(head) => return Ok((connection, head)),
                 Err(failure) => failure,
             };
-            let is_dead = failure.error == UpstreamError::BrokeOff && !failure.answered;
+            let is_dead = matches!(
+                failure.error,
+                UpstreamError::BrokeOff | UpstreamError::Tls(_)
+            ) && !failure.answered;
             if !is_reused || !is_dead || !(keyed || failure.written == 0) {
-                return Err(failure.error);
+                return Err(failure.of(&connection, is_reused));
             }
             connection = self.connect().await?;
             progress.resends.set(progress.resends.get() + 1);
@@ -429,6 +487,7 @@ impl Pool {
         mut connection: Connection,
         head: Head,
         patience: Duration,
+        progress: &Progress,
     ) -> Result<Answer, UpstreamError> {
         let Head {
             status,
@@ -438,32 +497,22 @@ impl Pool {
         } = head;
         headers::strip_answer(&mut headers);
         let mut held = BytesMut::new();
-        let mut whole = None;
         let is_long = matches!(rest, Rest::Length(length) if length > HELD_LIMIT as u64);
-        while !is_long && held.len() <= HELD_LIMIT {
-            match rest.next(&mut connection.buffer)? {
-                Some(Piece::Data(data)) if held.is_empty() => held = data.into(),
-                Some(Piece::Data(data)) => held.extend_from_slice(&data),
-                Some(Piece::End | Piece::More) => {
-                    whole = Some(held.split());
-                    break;
-                }
-                None => match connection.fill().await {
-                    Ok(0) if matches!(rest, Rest::UntilClose) => {
-                        whole = Some(held.split());
-                        break;
-                    }
-                    Ok(0) | Err(_) => return Err(UpstreamError::BrokeOff),
-                    Ok(_) => {}
-                },
-            }
-        }
-        let body = if let Some(whole) = whole {
+        let is_whole = if is_long {
+            Some(false)
+        } else {
+            let hold = connection.hold(&mut rest, &mut held);
+            progress.unless_unheard(hold).await.transpose()?
+        };
+        let body = if is_whole == Some(true) {
+            let whole = held;
             // Whatever follows an answer was not asked for: such a connection is not used again.
             if keeps_alive && connection.buffer.is_empty() {
                 self.idle.borrow_mut().push(connection);
             }
             AnswerBody::held(whole.freeze())
+        } else if is_whole.is_none() {
+            AnswerBody::held(Bytes::new())
         } else {
             let deadline = Box::pin(tokio::time::sleep(patience));
             AnswerBody::passing(Passing {
@@ -485,6 +534,23 @@ impl Pool {
 impl Connection {
     async fn fill(&mut self) -> io::Result<usize> {
         poll_fn(|cx| poll_fill(&mut self.stream, &mut self.buffer, cx)).await
+    }
+
+    /// Reads the rest of an answer as far as it is held; whether that is all of it.
+    async fn hold(&mut self, rest: &mut Rest, held: &mut BytesMut) -> Result<bool, UpstreamError> {
+        while held.len() <= HELD_LIMIT {
+            match rest.next(&mut self.buffer)? {
+                Some(Piece::Data(data)) if held.is_empty() => *held = data.into(),
+                Some(Piece::Data(data)) => held.extend_from_slice(&data),
+                Some(Piece::End | Piece::More) => return Ok(true),
+                None => match self.fill().await {
+                    Ok(0) if matches!(rest, Rest::UntilClose) => return Ok(true),
+                    Ok(0) | Err(_) => return Err(UpstreamError::BrokeOff),
+                    Ok(_) => {}
+                },
+            }
+        }
+        Ok(false)
     }
 
     /// Writes a request and reads the head of its answer, which may come before all is written.
@@ -529,7 +595,8 @@ impl Connection {
             }
             match poll_fill(&mut self.stream, &mut self.buffer, cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(UpstreamError::BrokeOff)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(broke_off(&error))),
                 Poll::Ready(Ok(_)) if going.accepted.is_some() => continue,
                 Poll::Ready(Ok(_)) => {}
             }
@@ -578,6 +645,14 @@ impl Connection {
             Poll::Ready(Ok(())) => Writing::Done,
             Poll::Ready(Err(_)) => Writing::Failed,
         }
+    }
+}
+
+/// What a failed read says about an answer that did not come.
+fn broke_off(error: &io::Error) -> UpstreamError {
+    match TlsFault::of(error) {
+        Some(TlsFault::Declined) => UpstreamError::Tls(TlsFault::Declined),
+        _ => UpstreamError::BrokeOff,
     }
 }
 

@@ -577,14 +577,10 @@ fn what_this_version_does_not_have_is_refused_only_where_it_is_switched_on() {
         let output = hookward(&["check", "--config", file.to_str().unwrap()], &ENV, b"");
         (output.status.code(), err(&output))
     };
-    for config in [
-        "[server]\ntls = { cert = \"/a\", key = \"/b\" }\n".to_owned() + &endpoint(""),
-        "[admin]\ntoken = { file = \"/a\" }\n".to_owned() + &endpoint(""),
-    ] {
-        let (code, said) = code(&config);
-        assert_eq!(code, Some(2), "{config}\n{said}");
-        assert!(said.contains("not available in this version"), "{said}");
-    }
+    let config = "[admin]\ntoken = { file = \"/a\" }\n".to_owned() + &endpoint("");
+    let (refused, said) = code(&config);
+    assert_eq!(refused, Some(2), "{config}\n{said}");
+    assert!(said.contains("not available in this version"), "{said}");
     let off = "mode = \"relay\"\nfallback = \"none\"\nfallback_after = \"10s\"\nquarantine = \"0\"\n\
                [endpoints.crm.queue]\nordering = \"none\"\n";
     let config = "data_dir = \"/tmp\"\n[admin]\ncapture = { events = 0, bytes = \"8MiB\" }\n";
@@ -623,6 +619,33 @@ fn gather(table: &toml::Table, keys: &mut Vec<String>) {
 }
 
 #[test]
+fn there_is_a_manual_page_for_every_command() {
+    let dir = support::Dir::new();
+    let written = hookward(&["man", dir.0.to_str().unwrap()], &[], b"");
+    assert_eq!(written.status.code(), Some(0), "{}", err(&written));
+    let page = |name: &str| std::fs::read_to_string(dir.0.join(name)).unwrap();
+    assert!(
+        page("hookward.1").starts_with(".ie"),
+        "{}",
+        page("hookward.1")
+    );
+    for (name, part) in [
+        ("hookward.1", "verifies, deduplicates, relays"),
+        ("hookward-serve.1", "Where verified events go"),
+        ("hookward-queue-list.1", "hookward"),
+    ] {
+        assert!(page(name).contains(part), "{}", page(name));
+    }
+    let nowhere = hookward(&["man", "/nowhere/at/all"], &[], b"");
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(
+        err(&nowhere).contains("name a directory"),
+        "{}",
+        err(&nowhere)
+    );
+}
+
+#[test]
 fn every_command_has_help_and_fails_on_what_it_does_not_know() {
     for command in [
         "serve",
@@ -632,6 +655,7 @@ fn every_command_has_help_and_fails_on_what_it_does_not_know() {
         "demo",
         "schema",
         "completions",
+        "man",
         "healthcheck",
         "queue",
     ] {

@@ -93,3 +93,28 @@ fn what_can_happen_is_counted_from_zero_and_nothing_else_is() {
     let failed = labels("5xx", "crm", "message.created", "failed");
     assert!(after.contains(&(failed, 1.0)), "{after:?}");
 }
+
+#[test]
+fn a_reason_is_counted_of_an_endpoint_only_where_one_can_be_known() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    let text = daemon.ask("/metrics").text();
+    let has = |endpoint: &str, reason: &str| {
+        let labels = format!("{{endpoint=\"{endpoint}\",reason=\"{reason}\"}} 0");
+        text.contains(&format!("hookward_rejections_total{labels}"))
+    };
+    for reason in ["headers_too_large", "target_too_long", "unknown_path"] {
+        assert!(has("", reason) && !has("crm", reason), "{reason}");
+    }
+    for reason in ["malformed", "overloaded", "timeout"] {
+        assert!(has("", reason) && has("crm", reason), "{reason}");
+    }
+    for reason in [
+        "body_too_large",
+        "signature_mismatch",
+        "queue_full",
+        "upstream_timeout",
+    ] {
+        assert!(!has("", reason) && has("crm", reason), "{reason}");
+    }
+}

@@ -1,12 +1,5 @@
 //! Which events an endpoint's list of types keeps from the application.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that is surprised has failed"
-)]
-
 mod support;
 
 use support::{Act, Daemon, Upstream, event};

@@ -519,6 +519,31 @@ fn an_https_upstream_is_verified_by_the_root_that_was_named() {
     assert_eq!(upstream.count(), 2);
 }
 
+#[test]
+fn an_upstream_that_wants_a_client_certificate_is_said_to() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let upstream = Upstream::new(Act::status(200));
+    let secure = tls_in_front_of(&upstream, fixtures);
+    let url = format!("https://localhost:{}/in", secure.port());
+    let options = format!("[endpoints.crm.upstream_options]\nca = \"{fixtures}/ca.pem\"\n");
+    let daemon = Daemon::relay(&url, &options).start();
+    let reply = daemon.sender().send(&event("k", BODY.as_bytes(), ""));
+    assert_eq!(
+        (reply.status, reply.reason().as_str()),
+        (502, "upstream_unreachable")
+    );
+    let id = reply.header("hookward-event-id").unwrap();
+    daemon.wait_for_log(id);
+    let line = daemon.lines().into_iter().find(|l| l["event_id"] == id);
+    let line = line.unwrap();
+    let cause = line["cause"].as_str().unwrap();
+    assert!(
+        cause.contains("handshake") && cause.contains("client_cert"),
+        "{cause}"
+    );
+    assert_eq!(upstream.count(), 0);
+}
+
 /// Takes TLS off, asking for a client certificate, and passes bytes on to the upstream.
 fn tls_in_front_of(upstream: &Upstream, fixtures: &str) -> std::net::SocketAddr {
     use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};

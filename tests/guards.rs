@@ -1,12 +1,5 @@
 //! What nobody smuggles past the gate towards the application.
 
-#![allow(
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that is surprised has failed"
-)]
-
 mod support;
 
 use support::{Act, BODY, Daemon, Upstream, event};

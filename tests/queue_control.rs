@@ -680,3 +680,102 @@ fn a_data_dir_that_cannot_be_one_is_a_fault_of_the_configuration() {
         assert!(said.contains("data_dir: ") && said.contains(part), "{said}");
     }
 }
+
+#[test]
+fn a_directory_without_a_store_stays_without_one() {
+    let upstream = Upstream::new(Act::status(200));
+    let setup = Daemon::queue(&upstream.url(), "");
+    let dir = setup.data_dir();
+    std::fs::create_dir(&dir).unwrap();
+    let id = "0197c2f0-0000-7000-8000-000000000000";
+    let commands: [&[&str]; 7] = [
+        &["stats"],
+        &["list"],
+        &["show", id],
+        &["replay", "--all"],
+        &["drop", id],
+        &["pause", "crm"],
+        &["backup", "/nowhere/copy"],
+    ];
+    for command in commands {
+        let (code, out, err) = said(&queue(&dir, command));
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{command:?}: {err}");
+        assert!(err.contains("no events are kept here"), "{err}");
+        assert!(err.contains(dir.to_str().unwrap()), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "{command:?}");
+    }
+    let _daemon = setup.start();
+    assert_eq!(said(&queue(&dir, &["stats"])).0, Some(0));
+}
+
+#[test]
+fn a_data_dir_that_others_can_write_is_warned_about() {
+    let upstream = Upstream::new(Act::status(200));
+    let setup = Daemon::queue(&upstream.url(), "");
+    let dir = setup.data_dir();
+    let shut = |mode: u32, path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    std::fs::create_dir(&dir).unwrap();
+    shut(0o777, &dir);
+    let daemon = setup.start();
+    let remedy = format!("chmod go-w {}", dir.display());
+    daemon.wait_for_log(&remedy);
+    shut(0o644, &dir.join("queue.sqlite3"));
+    let check = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_hookward"))
+            .env_clear()
+            .env("SECRET", support::SECRET)
+            .env("HOOKWARD_DATA_DIR", &dir)
+            .args(["check", "--config"])
+            .arg(dir.with_file_name("hookward.toml"))
+            .output()
+            .unwrap();
+        let (code, _, err) = said(&output);
+        assert_eq!(code, Some(0), "{err}");
+        err
+    };
+    let warnings = check();
+    assert_eq!(warnings.lines().count(), 2, "{warnings}");
+    assert!(
+        warnings.contains(&remedy) && warnings.contains("mode 0777"),
+        "{warnings}"
+    );
+    assert!(
+        warnings.contains("chmod 600 ") && warnings.contains("mode 0644"),
+        "{warnings}"
+    );
+    // As a service manager makes it.
+    shut(0o755, &dir);
+    shut(0o600, &dir.join("queue.sqlite3"));
+    assert_eq!(check(), "");
+}
+
+#[test]
+fn an_event_whose_row_is_damaged_is_named_and_the_instance_goes_on() {
+    let upstream = Upstream::new(Act::status(500));
+    let daemon = Daemon::queue(&upstream.url(), LATER).start();
+    let dir = daemon.data_dir();
+    let ids = ["a", "b"].map(|key| {
+        let reply = send(&daemon, key, BODY);
+        reply.header("hookward-event-id").unwrap().to_owned()
+    });
+    let later = [("endpoint", "crm"), ("result", "retry")];
+    eventually("both were tried", || {
+        daemon.metric("hookward_deliveries_total", &later) == 2.0
+    });
+    let store = rusqlite::Connection::open(store_file(&dir)).unwrap();
+    store
+        .execute_batch(
+            "PRAGMA ignore_check_constraints = 1; UPDATE event SET attempts = -1 WHERE id = 1",
+        )
+        .unwrap();
+    drop(store);
+    let (code, _, err) = said(&queue(&dir, &["show", &ids[0]]));
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("damaged") && err.contains(&ids[0]), "{err}");
+    assert_eq!(state_of(&dir, &ids[1]), "pending");
+    assert_eq!(said(&queue(&dir, &["drop", &ids[0]])).0, Some(0));
+    assert_eq!(send(&daemon, "c", BODY).outcome(), "queued");
+}

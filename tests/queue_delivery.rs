@@ -317,6 +317,8 @@ fn the_queues_metrics_exist_from_the_start() {
         "hookward_queue_events{endpoint=\"crm\",state=\"pending\"} 0",
         "hookward_queue_events{endpoint=\"crm\",state=\"dead\"} 0",
         "hookward_queue_bytes 0",
+        "hookward_queue_pending_bytes{endpoint=\"crm\"} 0",
+        "hookward_queue_pending_limit_bytes{endpoint=\"crm\"} 1073741824",
         "hookward_queue_oldest_event_age_seconds{endpoint=\"crm\"} 0",
         "hookward_deliveries_total{endpoint=\"crm\",result=\"delivered\"} 0",
         "hookward_deliveries_total{endpoint=\"crm\",result=\"retry\"} 0",
@@ -371,5 +373,31 @@ fn a_2xx_whose_answer_does_not_end_is_a_delivery() {
             deliveries(&daemon, "delivered") == 1.0
         });
         assert_eq!(upstream.count(), 1);
+    }
+}
+
+#[test]
+fn an_answer_that_does_not_end_holds_no_place_at_the_upstream() {
+    let head = "HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let slow = format!("{head}1\r\na\r\n").into_bytes();
+    let long = format!("{head}20000\r\n{}", "a".repeat(0x20000)).into_bytes();
+    for endless in [slow, long] {
+        let upstream = Upstream::new(Act::status(200));
+        upstream.then([Act::Parts(endless, Vec::new())]);
+        let more = "[endpoints.crm.upstream_options]\nmax_concurrency = 1\n\
+                    [endpoints.crm.queue]\nattempt_timeout = \"1h\"\n";
+        let daemon = Daemon::queue(&upstream.url(), more).start();
+        for key in ["first", "second"] {
+            assert_eq!(send(&daemon, key, BODY).outcome(), "queued");
+        }
+        for key in ["first", "second"] {
+            let message = upstream.next_message();
+            assert_eq!(message.value("idempotency-key"), key);
+        }
+        eventually("both are delivered", || {
+            assert_eq!(deliveries(&daemon, "retry"), 0.0);
+            deliveries(&daemon, "delivered") == 2.0
+        });
+        assert_eq!((upstream.count(), upstream.connections()), (2, 2));
     }
 }

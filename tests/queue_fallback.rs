@@ -224,11 +224,74 @@ fn a_second_sending_on_a_fresh_connection_is_counted() {
 fn a_2xx_whose_answer_does_not_end_is_the_delivery() {
     let endless = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n".to_vec();
     let upstream = Upstream::new(Act::Parts(endless, Vec::new()));
-    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1s\"\n");
+    let daemon = daemon(&upstream.url(), "attempt_timeout = \"1h\"\n");
     assert_eq!(send(&daemon, "k").outcome(), "queued");
     eventually("it is delivered", || {
         assert_eq!(deliveries(&daemon, "retry"), 0.0);
         deliveries(&daemon, "delivered") == 1.0
     });
+    assert_eq!(upstream.count(), 1);
+}
+
+/// An event of a conversation, sent under its number as key.
+fn say(daemon: &Daemon, conversation: &str, number: u32) -> support::Reply {
+    let body = format!(r#"{{"payload":{{"conversationId":"{conversation}"}},"n":{number}}}"#);
+    daemon
+        .sender()
+        .send(&event(&number.to_string(), body.as_bytes(), ""))
+}
+
+#[test]
+fn a_later_event_of_the_same_order_waits_behind_one_that_fell_back() {
+    let answer = b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let upstream = Upstream::new(Act::status(200));
+    upstream.then([Act::Wait(answer)]);
+    let daemon = daemon(&upstream.url(), "ordering = \"/payload/conversationId\"\n");
+    let key = || {
+        let message = upstream.next_message();
+        message.value("idempotency-key").to_owned()
+    };
+    // On disk, and its first attempt still runs.
+    assert_eq!(say(&daemon, "a", 1).outcome(), "queued");
+    assert_eq!(key(), "1");
+    assert_eq!(say(&daemon, "a", 2).outcome(), "queued");
+    assert_eq!(say(&daemon, "a", 3).outcome(), "queued");
+    assert_eq!(say(&daemon, "a", 3).outcome(), "duplicate");
+    // Others pass by.
+    assert_eq!(say(&daemon, "b", 4).outcome(), "forwarded");
+    assert_eq!(key(), "4");
+    assert_eq!(upstream.count(), 2);
+    let daemon = daemon.end(Signal::KILL).start();
+    assert_eq!([0; 3].map(|_| key()), ["1", "2", "3"]);
+    let mut number = 5;
+    eventually("it relays again", || {
+        number += 1;
+        let delivered = deliveries(&daemon, "delivered") >= 3.0;
+        delivered && say(&daemon, "a", number).outcome() == "forwarded"
+    });
+    upstream.release();
+}
+
+#[test]
+fn an_event_that_cannot_wait_behind_an_earlier_one_is_refused_and_not_let_past() {
+    let upstream = Upstream::new(Act::status(503));
+    let order = "ordering = \"endpoint\"\nmax_pending_bytes = \"2KiB\"\n";
+    let bounded = format!("max_body = \"2KiB\"\n{FALLBACK}{order}").replace("\"50ms\"", "\"1h\"");
+    let daemon = Daemon::relay(&upstream.url(), &bounded).on_disk().start();
+    assert_eq!(say(&daemon, "a", 0).outcome(), "queued");
+    upstream.by_default(Act::status(200));
+    let mut number = 1;
+    let refused = loop {
+        let reply = say(&daemon, "a", number);
+        if reply.outcome() != "queued" {
+            break reply;
+        }
+        number += 1;
+        assert!(number < 50, "nothing is refused");
+    };
+    assert_eq!(
+        (refused.status, refused.reason().as_str()),
+        (503, "queue_full")
+    );
     assert_eq!(upstream.count(), 1);
 }

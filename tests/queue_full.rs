@@ -55,6 +55,17 @@ fn beyond_its_bound_an_endpoint_refuses_before_it_reads_and_heals_when_there_is_
     assert_eq!((early.status, early.reason().as_str()), (503, "queue_full"));
     let labels = [("endpoint", "crm"), ("reason", "queue_full")];
     assert_eq!(daemon.metric("hookward_rejections_total", &labels), 2.0);
+    let bytes = |name| daemon.metric(name, &[("endpoint", "crm")]);
+    let left = bytes("hookward_queue_pending_limit_bytes") - bytes("hookward_queue_pending_bytes");
+    assert!(
+        (0.0..8192.0).contains(&left),
+        "{left} bytes are left for one of 8 KiB"
+    );
+    // What was acknowledged stays so.
+    for key in &accepted {
+        let again = daemon.sender().send(&event(key, &body, ""));
+        assert_eq!((again.status, again.outcome()), (200, "duplicate"));
+    }
 
     for _ in &accepted {
         upstream.next_message();
@@ -67,6 +78,39 @@ fn beyond_its_bound_an_endpoint_refuses_before_it_reads_and_heals_when_there_is_
     upstream.release();
     eventually("all are delivered", || pending(&daemon) == 0.0);
     assert_eq!(upstream.count(), accepted.len() + 1);
+}
+
+#[test]
+fn a_full_endpoint_knows_what_it_acknowledged_before_it_was_started_anew() {
+    let upstream = Upstream::new(Act::status(503));
+    let bound = "max_body = \"4KiB\"\n[endpoints.crm.queue]\nmax_pending_bytes = \"8KiB\"\n\
+                 max_stored_bytes = \"8KiB\"\nretry = [\"1h\"]\n";
+    for more in ["", "dedup = { missing_key = \"body\" }\n"] {
+        let daemon = Daemon::queue(&upstream.url(), &format!("{more}{bound}")).start();
+        let send = |daemon: &Daemon, number: usize, key: &str| {
+            let body = vec![b'0' + u8::try_from(number).unwrap(); 2 << 10];
+            let key = if more.is_empty() { key } else { "" };
+            daemon.sender().send(&event(key, &body, ""))
+        };
+        let mut accepted = 0;
+        while send(&daemon, accepted, &accepted.to_string()).status == 200 {
+            accepted += 1;
+            assert!(accepted < 9, "nothing is refused");
+        }
+        assert!(accepted > 1);
+        let daemon = daemon.end(Signal::KILL).start();
+        for number in 0..accepted {
+            let again = send(&daemon, number, &number.to_string());
+            assert_eq!((again.status, again.outcome()), (200, "duplicate"));
+        }
+        assert_eq!(send(&daemon, accepted, "new").reason(), "queue_full");
+        if more.is_empty() {
+            // A stranger who knows a key learns no more than that its signature is wrong.
+            let forged = String::from_utf8(event("0", b"forged", "")).unwrap();
+            let forged = forged.replace("\r\n\r\nforged", "\r\n\r\nforget");
+            assert_eq!(daemon.sender().send(forged.as_bytes()).status, 401);
+        }
+    }
 }
 
 #[test]

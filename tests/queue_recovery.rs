@@ -405,3 +405,104 @@ fn what_is_no_store_of_ours_stops_the_start_and_is_left_alone() {
     let daemon = setup.start();
     assert_eq!(send(&daemon, "k", BODY).outcome(), "duplicate");
 }
+
+#[test]
+fn a_body_under_another_key_is_known_after_a_restart() {
+    let upstream = Upstream::new(Act::status(200));
+    for mode in ["mode = \"queue\"\n", ""] {
+        for (replay, status) in [("reject", 422), ("flag", 200)] {
+            let more = format!("{mode}dedup = {{ replay = \"{replay}\" }}\n");
+            let daemon = Daemon::relay(&upstream.url(), &more).on_disk().start();
+            let bodies = [0; 5].map(|_| format!("{{\"n\":\"{}\"}}", uuid::Uuid::new_v4()));
+            for (number, body) in bodies.iter().enumerate() {
+                assert_eq!(send(&daemon, &format!("k-{number}"), body).status, 200);
+            }
+            let daemon = daemon.end(Signal::KILL).start();
+            for (number, body) in bodies.iter().enumerate() {
+                let again = send(&daemon, &format!("k-{number}"), body);
+                assert_eq!((again.status, again.outcome()), (200, "duplicate"));
+                let other = send(&daemon, &format!("other-{number}"), body);
+                assert_eq!(other.status, status, "{other:?}");
+            }
+            let replays = daemon.metric("hookward_replays_total", &[("endpoint", "crm")]);
+            assert_eq!(replays, 5.0);
+            assert_eq!(send(&daemon, "new", "{}").status, 200);
+        }
+    }
+}
+
+#[test]
+fn what_was_relayed_before_its_window_ended_is_no_replay_after() {
+    let upstream = Upstream::new(Act::status(200));
+    let more = "dedup = { replay = \"reject\", window = \"100ms\" }\n";
+    let daemon = Daemon::relay(&upstream.url(), more).on_disk().start();
+    assert_eq!(send(&daemon, "a", BODY).status, 200);
+    let daemon = daemon.end(Signal::KILL).start();
+    eventually("the body is new again", || {
+        send(&daemon, "b", BODY).status == 200
+    });
+}
+
+#[test]
+fn keys_relayed_while_the_store_could_not_be_written_are_written_when_it_can() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").on_disk().start();
+    let store = daemon.data_dir().join("queue.sqlite3");
+    let other = rusqlite::Connection::open(store).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for number in 0..3 {
+        let reply = send(
+            &daemon,
+            &format!("k-{number}"),
+            &format!("{{\"n\":{number}}}"),
+        );
+        assert_eq!((reply.status, reply.outcome()), (200, "forwarded"));
+    }
+    daemon.wait_for_log("idempotency key not on disk yet");
+    eventually("it is not ready", || daemon.ask("/readyz").status == 503);
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("it is ready", || daemon.ask("/readyz").status == 200);
+    let daemon = daemon.end(Signal::KILL).start();
+    for number in 0..3 {
+        let again = send(
+            &daemon,
+            &format!("k-{number}"),
+            &format!("{{\"n\":{number}}}"),
+        );
+        assert_eq!(again.outcome(), "duplicate", "{number}");
+    }
+    assert_eq!(upstream.count(), 3);
+}
+
+#[test]
+fn a_damaged_log_is_told_counted_and_kept_and_the_instance_goes_on() {
+    let upstream = Upstream::new(Act::status(200));
+    let waits = "[endpoints.crm.queue]\nretry = [\"1h\"]\n";
+    upstream.by_default(Act::status(500));
+    let daemon = Daemon::queue(&upstream.url(), waits).start();
+    for number in 0..10 {
+        assert_eq!(
+            send(&daemon, &format!("k-{number}"), BODY).outcome(),
+            "queued"
+        );
+    }
+    let setup = daemon.end(Signal::KILL);
+    let log = setup.data_dir().join("queue.sqlite3-wal");
+    let mut bytes = std::fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&log, &bytes).unwrap();
+    let daemon = setup.start();
+    daemon.wait_for_log("the store's log is damaged behind byte");
+    let copy = daemon.data_dir().join("queue.sqlite3.damaged-1");
+    assert!(daemon.log().contains(copy.to_str().unwrap()));
+    assert_eq!(std::fs::read(copy).unwrap(), bytes);
+    let corrupt = [("endpoint", "")];
+    assert_eq!(
+        daemon.metric("hookward_queue_corrupt_records_total", &corrupt),
+        1.0
+    );
+    assert_eq!(send(&daemon, "new", BODY).outcome(), "queued");
+    let daemon = daemon.end(Signal::KILL).start();
+    assert!(!daemon.log().contains("is damaged"));
+}

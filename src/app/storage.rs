@@ -1,19 +1,25 @@
 //! The place on disk: opened before anything listens, closed after everything that writes to it;
 //! and the threads that work on what is there.
 
-use std::{io, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    collections::HashSet,
+    io,
+    path::Path,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{AppError, runtime};
+use super::{AppError, runtime, supervisor::Pulse};
 use crate::{
     config::Config,
     control::{Control, socket},
-    dedup::HashKeys,
+    dedup::{Digest, Fingerprint, HashKeys, Replay, Table},
     delivery,
     gate::Live,
     metrics::Metrics,
-    queue::{Observer, Options, Queue},
+    queue::{Observer, Options, Queue, Taken},
     server::Orders,
 };
 
@@ -21,17 +27,21 @@ use crate::{
 /// is the nearer bound.
 const PLACES: usize = 16_384;
 
+/// Keys looked at on disk at the start for the bodies they came with; what bounds how long it takes.
+const RECALLED: u64 = 4_000_000;
+
 /// Opens what `data_dir` holds, if it is set.
 pub(super) fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<Queue>, AppError> {
     let Some(dir) = &config.data_dir else {
         return Ok(None);
     };
-    let (committing, reading) = (metrics.clone(), metrics.clone());
+    let (committing, reading, starting) = (metrics.clone(), metrics.clone(), metrics.clone());
     let observer = Observer {
         committed: Box::new(move |commit| committing.queue.committed(commit)),
-        corrupt_record: Box::new(move |endpoint| {
-            reading.queue.corrupt_record(endpoint);
-            tracing::error!(%endpoint, "an event on disk is not what was written; it is a dead letter");
+        corrupt_record: Box::new(move |endpoint| reading.queue.corrupt_record(endpoint)),
+        damaged_log: Box::new(move |damage| {
+            starting.queue.damaged_log();
+            tracing::error!(%damage, "acknowledged events may be lost");
         }),
     };
     let options = Options {
@@ -49,15 +59,48 @@ pub(super) fn hash_keys(queue: Option<&Queue>) -> HashKeys {
     HashKeys::new(queue.map_or_else(fresh, Queue::hash_secret))
 }
 
+/// Takes back into memory which bodies came before the start, for the endpoints that want to know.
+/// What came without a key is not on disk, and forgotten.
+pub(super) fn recall(queue: &Queue, table: &Table, config: &Config) -> Result<(), AppError> {
+    let endpoints = config.endpoints.iter();
+    let noting = endpoints.filter(|endpoint| endpoint.dedup.policy.replay != Replay::Off);
+    let noting: HashSet<_> = noting.map(|endpoint| &endpoint.name).collect();
+    if noting.is_empty() {
+        return Ok(());
+    }
+    let now = Instant::now();
+    let recalled = queue.taken(RECALLED, |endpoint, taken| {
+        if noting.contains(endpoint) {
+            let Taken {
+                key,
+                body,
+                remaining,
+            } = taken;
+            let body = Fingerprint::from_number(body.0);
+            table.recall(Digest::from_bytes(key.0), body, remaining, now);
+        }
+    });
+    if !recalled.map_err(AppError::Queue)? {
+        tracing::warn!(
+            keys = RECALLED,
+            "more keys are on disk than are looked at: a replay of what came before this start may go unnoticed"
+        );
+    }
+    Ok(())
+}
+
 type Seen = watch::Receiver<Orders<Arc<Live>>>;
 type EndedOne = mpsc::Sender<io::Result<()>>;
 
 /// Starts the thread that delivers.
-pub(super) fn delivery(orders: Seen, ended: EndedOne) -> Result<(), AppError> {
-    thread("hookward-delivery", ended, || delivery::run(orders))
+pub(super) fn delivery(orders: Seen, pulse: Pulse, ended: EndedOne) -> Result<(), AppError> {
+    thread("hookward-delivery", ended, || {
+        pulse.beside(delivery::run(orders))
+    })
 }
 
-/// Starts the thread that takes an operator's orders at a socket in the data directory.
+/// Starts the thread that takes an operator's orders at a socket in the data directory. It has no
+/// pulse: an order may take as long as it takes.
 pub(super) fn control(
     dir: &Path,
     control: Control,

@@ -374,10 +374,24 @@ fn open(dir: &Path) -> Result<Queue, Failure> {
             dir.display()
         )));
     }
+    if !Queue::is_in(dir) {
+        return Err(Failure::Failed(format!(
+            "{}: no events are kept here; hookward serve makes a store where data_dir says: is it \
+             this directory?",
+            dir.display()
+        )));
+    }
+    let observer = Observer {
+        damaged_log: Box::new(|damage| {
+            // The exit code is the order's own; with stderr closed only the copy is left of it.
+            let _ = writeln!(std::io::stderr(), "hookward: {damage}");
+        }),
+        ..Observer::default()
+    };
     let options = Options {
         places: 64,
         wall_clock: SystemTime::now(),
-        observer: Observer::default(),
+        observer,
     };
     Queue::open(dir, options).map_err(|error| Failure::Failed(error.to_string()))
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use http::Uri;
 use serde_json::json;
 
-use super::{Failure, Outcome, environment, print, sample};
+use super::{Failure, Outcome, hidden, print, sample};
 use crate::{
     secret::Secret,
     signature::{KeySource, Scheme, ToSign},
@@ -100,8 +100,7 @@ pub(super) fn run(args: SendArgs) -> Outcome {
 /// The secret in a variable, as the scheme writes secrets.
 pub(super) fn secret(scheme: &Scheme, variable: &str) -> Result<Secret, Failure> {
     let usage = |what: &str| Failure::Usage(vec![format!("--secret-env: {what}")]);
-    let found = environment().into_iter().find(|(name, _)| name == variable);
-    let (_, text) = found.ok_or_else(|| usage("the variable named there is not set"))?;
+    let text = hidden(variable).ok_or_else(|| usage("the variable named there is not set"))?;
     let bytes = scheme
         .decode_secret(text.as_bytes())
         .map_err(|expected| usage(&format!("the secret is not {expected}")))?;

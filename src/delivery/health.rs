@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use crate::{attempt::Ended, upstream::UpstreamError};
+use crate::{
+    attempt::Ended,
+    upstream::{TlsFault, UpstreamError},
+};
 
 /// Failures in a row after which an upstream that can still be reached counts as down.
 const STREAK: u32 = 5;
@@ -35,9 +38,14 @@ fn sign(ended: &Ended) -> Sign {
             | StatusCode::GATEWAY_TIMEOUT => Sign::Ill,
             _ => Sign::Alive,
         },
-        Ended::Failed(UpstreamError::Connect(_) | UpstreamError::Tls(_)) => Sign::Gone,
-        Ended::Failed(UpstreamError::BrokeOff | UpstreamError::Unintelligible)
+        // It may be this event that it ended for.
+        Ended::Failed(
+            UpstreamError::BrokeOff
+            | UpstreamError::Tls(TlsFault::Ended)
+            | UpstreamError::Unintelligible,
+        )
         | Ended::TimedOut(_) => Sign::Ill,
+        Ended::Failed(UpstreamError::Connect(_) | UpstreamError::Tls(_)) => Sign::Gone,
     }
 }
 

@@ -8,27 +8,16 @@ use super::{Gate, Reached, Relay, live::Lane, visit::Visit};
 use crate::{
     body::Body,
     dedup::{Ask, KeyReuse},
-    endpoint::{Mode, Ordering},
+    endpoint::{MissingKey, Mode, Ordering},
     event, kept,
     queue::{AppendError, Appended, Bound, Fingerprint, Key, Keyed, NewEvent, Place, Refused},
     rejection::Rejection,
+    signature::KeySource,
 };
 
 /// How long the table keeps a key that the store has said is taken, without for how long: the
 /// store is asked again afterwards.
 pub(super) const BRIEFLY: Duration = Duration::ZERO;
-
-/// Looks whether there is room on disk for an event of this endpoint, if it is queued. No room is
-/// held: whoever sends the body may be a stranger.
-///
-/// # Errors
-/// 503: the body need not be read.
-pub(super) fn check_room(lane: &Lane, announced: Option<u64>) -> Result<(), Rejection> {
-    match lane.endpoint.mode {
-        Mode::Relay { .. } => Ok(()),
-        Mode::Queue => lane.place(announced.unwrap_or_default()).map(drop),
-    }
-}
 
 impl Lane {
     /// Takes the place for an event of about so many bytes.
@@ -106,8 +95,82 @@ impl Relay<'_> {
 }
 
 impl Gate {
+    /// Looks whether there is room on disk for an event of this endpoint, if it is queued. No room
+    /// is held: whoever sends the body may be a stranger. Where there is none, an event that may
+    /// be on disk already is read all the same: its sender is to hear that it is.
+    ///
+    /// # Errors
+    /// 503: the body need not be read.
+    pub(super) async fn check_room(
+        &self,
+        lane: &Lane,
+        header_key: Option<&[u8]>,
+        announced: Option<u64>,
+    ) -> Result<(), Rejection> {
+        if let Mode::Relay { .. } = lane.endpoint.mode {
+            return Ok(());
+        }
+        match lane.place(announced.unwrap_or_default()).map(drop) {
+            Err(Rejection::QueueFull) if self.may_be_kept(lane, header_key).await => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Whether an event with this key, if it has one in a header, may be on disk.
+    async fn may_be_kept(&self, lane: &Lane, header_key: Option<&[u8]>) -> bool {
+        let endpoint = &*lane.endpoint;
+        let Some(key) = header_key else {
+            let is_in_body = matches!(endpoint.scheme.key_source(), KeySource::Pointer(_));
+            return is_in_body || endpoint.dedup.missing_key == MissingKey::Body;
+        };
+        let digest = self.shared.table.digest(endpoint.name.as_str(), key);
+        if self.shared.table.knows(digest) {
+            return true;
+        }
+        let Some(queue) = &lane.queue else {
+            return false;
+        };
+        let seen = queue.seen(Key(digest.to_bytes())).await;
+        seen.is_ok_and(|seen| seen.is_some())
+    }
+
+    /// Whether an earlier event of the same order is on disk and not delivered: one that comes
+    /// after it waits behind it there.
+    pub(super) async fn must_wait(
+        &self,
+        relay: &Relay<'_>,
+        body: &Body,
+    ) -> Result<bool, Rejection> {
+        let ordering = &relay.lane.endpoint.queueing.ordering;
+        let queue = relay.lane.queue.as_ref().filter(|queue| queue.holds_any());
+        match (queue, ordering) {
+            (None, _) | (_, Ordering::None) => Ok(false),
+            (Some(queue), ordering) => match lane_of(ordering, body.as_bytes()) {
+                Some(order) => queue.holds(&order).await.map_err(refusal),
+                None => Ok(false),
+            },
+        }
+    }
+
     /// Puts an event on disk.
     pub(super) async fn queue(
+        &self,
+        relay: &Relay<'_>,
+        visit: &Visit,
+        body: &Body,
+        ask: &Ask,
+    ) -> Result<Reached, Rejection> {
+        match self.append(relay, visit, body, ask).await {
+            // What is there already needs no room.
+            Err(Rejection::QueueFull) => match self.seen(relay, visit, body, ask).await? {
+                Some(remaining) => Ok(Reached::Before(remaining)),
+                None => Err(Rejection::QueueFull),
+            },
+            appended => appended,
+        }
+    }
+
+    async fn append(
         &self,
         relay: &Relay<'_>,
         visit: &Visit,
@@ -170,10 +233,16 @@ impl Gate {
         };
         let remembered = queue.remember(keyed.key, keyed.body, keyed.window);
         let deadline = visit.deadline(&relay.lane.endpoint);
-        if !matches!(relay.watch.until(deadline, remembered).await, Some(Ok(()))) {
-            let what = "idempotency key not put on disk, a restart forgets it";
-            visit.notice(&self.shared, what);
-        }
+        let what = match relay.watch.until(deadline, remembered).await {
+            Some(Ok(())) => return,
+            Some(Err(Refused::Storage(_))) => {
+                "idempotency key not on disk yet: a restart before the store can be written forgets it"
+            }
+            Some(Err(Refused::Broken | Refused::Full(_))) | None => {
+                "idempotency key not put on disk, a restart forgets it"
+            }
+        };
+        visit.notice(&self.shared, what);
     }
 
     /// Counts, logs and keeps what came with a key that another body had before.

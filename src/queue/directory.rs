@@ -14,6 +14,8 @@ use super::fault::{OpenError, StorageFault};
 
 /// The store's file in the directory.
 const STORE: &str = "queue.sqlite3";
+/// The store's log beside it.
+const LOG: &str = "queue.sqlite3-wal";
 /// The lock's file; its content is one [`note`].
 const LOCK: &str = "LOCK";
 /// File systems that cannot hold a queue, by the kernel's magic number (`statfs(2)`).
@@ -31,6 +33,42 @@ pub(super) struct DataDir {
     path: PathBuf,
     lock: Mutex<File>,
     must_check: bool,
+}
+
+/// Whether there is a store in a directory, or what is left of one.
+pub(super) fn holds_store(dir: &Path) -> bool {
+    // Where the log alone is left, opening says what that means.
+    [STORE, LOG].iter().any(|name| dir.join(name).exists())
+}
+
+/// What others than its owner may do to a data directory that is there, each with the remedy.
+///
+/// Who may only look into the directory is none: every file that is made in it is its owner's
+/// alone, but one that was copied there (a backup, to be restored) may not be.
+pub fn exposed(dir: &Path) -> Vec<String> {
+    let mode = |path: &Path| fs::metadata(path).map_or(0, |file| file.mode() & 0o777);
+    let mut found = Vec::new();
+    let bits = mode(dir);
+    if bits & 0o022 != 0 {
+        let dir = dir.display();
+        found.push(format!(
+            "{dir} can be written by others than its owner (mode {bits:04o}), who can so remove or \
+             replace events: chmod go-w {dir}, or name a directory in it that does not exist, \
+             which is made for its owner alone"
+        ));
+    }
+    for name in [STORE, LOG] {
+        let file = dir.join(name);
+        let bits = mode(&file);
+        if bits & 0o077 != 0 {
+            let file = file.display();
+            found.push(format!(
+                "{file}, which holds headers and bodies, is open to others than its owner (mode \
+                 {bits:04o}): chmod 600 {file}"
+            ));
+        }
+    }
+    found
 }
 
 /// A file's device and inode.
@@ -130,7 +168,7 @@ impl DataDir {
     /// The files in use, to be looked for by [`DataDir::missing`]. All of them exist once the store
     /// is open; SQLite makes none of them anew while it is.
     pub(super) fn files(&self) -> io::Result<Files> {
-        let names = [LOCK, STORE, "queue.sqlite3-wal", "queue.sqlite3-shm"];
+        let names = [LOCK, STORE, LOG, "queue.sqlite3-shm"];
         let files = names.map(|name| {
             let path = self.path.join(name);
             let identity = identity_of(&fs::metadata(&path)?);

@@ -16,6 +16,7 @@ use super::{
     AppendError, Appended, AppendedLeased, Bound, Fingerprint, Key, Lease, Leases, NewEvent,
     Refused, Seen,
     inbox::{Accepted, Command, Entry, Suspect, Taking},
+    reader::Job,
     record::checksum,
     shared::{Account, Shared},
     sqlite::lease::cut,
@@ -101,14 +102,42 @@ impl Endpoint {
     /// # Errors
     /// See [`Refused`].
     pub async fn seen(&self, key: Key) -> Result<Option<Seen>, Refused> {
-        self.shared.desk.seen(self.account.clone(), key).await
+        let account = self.account.clone();
+        let ask = |reply| Job::Seen {
+            account,
+            key,
+            reply,
+        };
+        self.shared.desk.look(ask).await
+    }
+
+    /// Whether it holds any event that is neither delivered nor dead; as of the last commit.
+    pub fn holds_any(&self) -> bool {
+        let tally = self.account.book().tally;
+        tally.pending.events > 0 || tally.leased.events > 0
+    }
+
+    /// Whether it holds an event of a lane that is neither delivered nor dead. A question of the
+    /// store's reader.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub async fn holds(&self, lane: &[u8]) -> Result<bool, Refused> {
+        let (account, lane) = (self.account.clone(), self.lane(lane));
+        let ask = |reply| Job::Holds {
+            account,
+            lane,
+            reply,
+        };
+        self.shared.desk.look(ask).await
     }
 
     /// Takes a key for an event that was relayed; resolves when that is on disk. A key that is
     /// taken is taken anew from now.
     ///
     /// # Errors
-    /// See [`Refused`].
+    /// See [`Refused`]. After [`Refused::Storage`] it is held in memory, among the latest 10,000,
+    /// and written when the disk takes something again.
     pub async fn remember(
         &self,
         key: Key,
@@ -148,6 +177,10 @@ impl Endpoint {
     /// [`Refused::Broken`] only: what is on disk goes on being delivered while nothing can be
     /// written.
     pub async fn lease(&self, limit: usize) -> Result<Leases, Refused> {
+        // The writer would say the same, and be woken for it.
+        if self.is_paused() {
+            return Ok(Leases::default());
+        }
         let account = self.account.clone();
         self.ask(|reply| Command::Lease {
             account,
@@ -202,16 +235,19 @@ impl Endpoint {
         });
     }
 
+    /// A lane as the store knows it.
+    fn lane(&self, lane: &[u8]) -> [u8; 16] {
+        let [k0, k1] = self.shared.hash_secret;
+        let mut hasher = SipHasher13::new_with_keys(k0, k1);
+        hasher.write(lane);
+        hasher.finish128().as_bytes()
+    }
+
     fn entry(&self, event: NewEvent, leased: bool) -> Entry {
         let event_type = event
             .event_type
             .map(|text| cut(&text, EVENT_TYPE_LIMIT).to_owned());
-        let [k0, k1] = self.shared.hash_secret;
-        let lane = event.lane.map(|lane| {
-            let mut hasher = SipHasher13::new_with_keys(k0, k1);
-            hasher.write(&lane);
-            hasher.finish128().as_bytes()
-        });
+        let lane = event.lane.map(|lane| self.lane(&lane));
         Entry {
             id: event.id,
             key: event.key,

@@ -27,6 +27,19 @@ impl fmt::Display for StorageFault {
     }
 }
 
+impl StorageFault {
+    /// What an operator can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::DiskFull => "free space there, or a quota; it heals by itself",
+            Self::Held => "end what else has the store's file open; it heals by itself",
+            Self::ReadOnly => {
+                "mount it writable; a disk that fails turns read-only: see the kernel's log"
+            }
+        }
+    }
+}
+
 /// Why nothing is acknowledged any more: the process has to end with 1, and the next start checks
 /// the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +50,12 @@ pub struct Broken {
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the queue's store is broken: {}", self.cause)
+        write!(
+            f,
+            "the queue's store is broken: {}; look after its disk (the kernel's log), then start \
+             again: the start checks the store",
+            self.cause
+        )
     }
 }
 
@@ -161,7 +179,11 @@ impl fmt::Display for OpenError {
                  or give this one another data_dir",
                 file.display()
             ),
-            Self::Sqlite { file, said } => write!(f, "{}: {said}", file.display()),
+            Self::Sqlite { file, said } => write!(
+                f,
+                "{}: {said}; is its disk full, read-only or failing, or another program at it?",
+                file.display()
+            ),
             Self::Unsuitable { dir, file_system } => write!(
                 f,
                 "{}: {file_system} does not keep or lock files reliably enough for a queue; \

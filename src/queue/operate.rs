@@ -198,6 +198,8 @@ pub enum OperateError {
     Storage(StorageFault),
     /// The endpoint has never held anything.
     UnknownEndpoint,
+    /// The event is there, but what is noted about it is damaged.
+    Unreadable(Uuid),
 }
 
 impl fmt::Display for OperateError {
@@ -208,6 +210,11 @@ impl fmt::Display for OperateError {
             Self::File(said) => f.write_str(said),
             Self::Storage(fault) => write!(f, "the store cannot be written: {fault}"),
             Self::UnknownEndpoint => f.write_str("the queue holds no such endpoint"),
+            Self::Unreadable(id) => write!(
+                f,
+                "{id}: its row in the store is damaged and cannot be shown; others are not \
+                 concerned. The log says how; hookward queue drop {id} removes it"
+            ),
         }
     }
 }

@@ -1,29 +1,44 @@
-//! Leases and their ends while the disk takes nothing: what is on disk goes on being delivered.
+//! Leases and their ends, and keys of relayed events, while the disk takes nothing: what is on disk
+//! goes on being delivered, what was relayed is known when it comes again.
 //!
 //! Kept in memory and written when the disk takes something again; lost with the process, which
 //! then repeats the attempts. Bounded: when [`LIMIT`] events are held here nothing more is leased.
-//! A lane stays where it is after its first event.
+//! A lane stays where it is after its first event. Of keys the latest [`LIMIT`] are held.
 
-use std::{collections::HashMap, sync::Arc, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+};
 
 use rusqlite::Connection;
 
 use super::{
-    Settled,
+    Fingerprint, Key, Settled,
     clock::{Millis, duration, millis},
     inbox::Ending,
     lease::Held,
     shared::Account,
-    sqlite::{lease, tx::Tx},
+    sqlite::{append, lease, tx::Tx},
 };
 
-/// Most events held here.
+/// Most events held here, and most keys.
 const LIMIT: usize = 10_000;
 
 /// What could not be written, by the event's row.
 #[derive(Default)]
 pub(super) struct Outage {
     entries: HashMap<i64, Unwritten>,
+    keys: VecDeque<Relayed>,
+}
+
+/// A key that an event was relayed under.
+#[derive(Clone)]
+pub(super) struct Relayed {
+    pub(super) account: Arc<Account>,
+    pub(super) key: Key,
+    pub(super) body: Option<Fingerprint>,
+    /// When it is free again.
+    pub(super) until: Millis,
 }
 
 struct Unwritten {
@@ -40,9 +55,9 @@ impl Unwritten {
         let due = match ending {
             Ending::HandedBack { delay } => at.saturating_add(delay.map_or(0, millis)),
             Ending::Settled(Settled::Retry { after, .. }) => {
-                let sent = 1 + std::mem::take(&mut held.resends);
-                held.attempt += sent;
-                held.tries += sent;
+                let sent = std::mem::take(&mut held.resends).saturating_add(1);
+                held.attempt = lease::later(held.attempt, sent);
+                held.tries = lease::later(held.tries, sent);
                 at.saturating_add(millis(*after))
             }
             Ending::Settled(Settled::Dead { .. } | Settled::Delivered { .. }) => return None,
@@ -52,7 +67,7 @@ impl Unwritten {
 }
 
 impl Outage {
-    /// Whether everything is written.
+    /// Whether the end of every lease is written.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -60,6 +75,15 @@ impl Outage {
     /// Forgets what [`Outage::write`] wrote, once that is committed.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
+        self.keys.clear();
+    }
+
+    /// Holds a key until it can be written.
+    pub(super) fn remember(&mut self, relayed: Relayed) {
+        if self.keys.len() >= LIMIT {
+            self.keys.pop_front();
+        }
+        self.keys.push_back(relayed);
     }
 
     /// Leases up to `limit` events that are due, without writing.
@@ -85,8 +109,8 @@ impl Outage {
                 .into_iter()
                 .filter(|h| !self.entries.contains_key(&h.row));
             leased.extend(fresh.take(limit).map(|mut held| {
-                held.attempt += 1;
-                held.tries += 1;
+                held.attempt = lease::later(held.attempt, 1);
+                held.tries = lease::later(held.tries, 1);
                 held
             }));
         }
@@ -132,6 +156,9 @@ impl Outage {
 
     /// Writes everything.
     pub(super) fn write(&self, tx: &mut Tx<'_>) -> rusqlite::Result<()> {
+        for relayed in &self.keys {
+            append::remember_late(tx, relayed)?;
+        }
         for Unwritten { held, ended } in self.entries.values() {
             if !lease::make_leased(tx, held)? {
                 continue;

@@ -3,6 +3,7 @@
 
 use std::sync::{
     Arc,
+    atomic::Ordering,
     mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
 };
 
@@ -15,7 +16,7 @@ use super::{
     fault::Fault,
     record::checksum,
     shared::{Account, Shared},
-    sqlite::{append, operate},
+    sqlite::{append, lanes, operate},
 };
 
 /// Questions that may wait for the quick reader.
@@ -26,6 +27,12 @@ const QUESTIONS: usize = 64;
 /// For the quick reader.
 pub(super) enum Job {
     End,
+    /// Look for live events of a lane.
+    Holds {
+        account: Arc<Account>,
+        lane: [u8; 16],
+        reply: oneshot::Sender<Result<bool, Refused>>,
+    },
     /// Fetch the records of events that were leased.
     Load {
         leases: Leases,
@@ -77,18 +84,13 @@ impl Desk {
         let _ = self.jobs.send(job);
     }
 
-    /// Looks a key up.
-    pub(super) async fn seen(
+    /// Asks the quick reader.
+    pub(super) async fn look<T>(
         &self,
-        account: Arc<Account>,
-        key: Key,
-    ) -> Result<Option<Seen>, Refused> {
+        ask: impl FnOnce(oneshot::Sender<Result<T, Refused>>) -> Job,
+    ) -> Result<T, Refused> {
         let (reply, answer) = oneshot::channel();
-        match self.jobs.try_send(Job::Seen {
-            account,
-            key,
-            reply,
-        }) {
+        match self.jobs.try_send(ask(reply)) {
             Ok(()) => answer.await.unwrap_or(Err(Refused::Broken)),
             Err(TrySendError::Full(_)) => Err(Refused::Full(Bound::Commands)),
             Err(TrySendError::Disconnected(_)) => Err(Refused::Broken),
@@ -127,12 +129,18 @@ pub(super) fn read(connection: &Connection, shared: &Arc<Shared>, jobs: &Receive
     while let Ok(job) = jobs.recv() {
         match job {
             Job::End => break,
+            Job::Holds {
+                account,
+                lane,
+                reply,
+            } => {
+                let endpoint = account.id.load(Ordering::Relaxed);
+                let held = lanes::is_used(connection, endpoint, &lane);
+                let _ = reply.send(held.map_err(|error| broken(shared, &error)));
+            }
             Job::Load { leases, reply } => {
                 let loaded = load(connection, shared, leases);
-                let _ = reply.send(loaded.map_err(|error| {
-                    shared.fault(&error);
-                    Refused::Broken
-                }));
+                let _ = reply.send(loaded.map_err(|error| broken(shared, &error)));
             }
             Job::Seen {
                 account,
@@ -140,13 +148,16 @@ pub(super) fn read(connection: &Connection, shared: &Arc<Shared>, jobs: &Receive
                 reply,
             } => {
                 let now = shared.clock.now();
-                let _ = reply.send(seen(connection, &account, key, now).map_err(|error| {
-                    shared.fault(&error);
-                    Refused::Broken
-                }));
+                let seen = seen(connection, &account, key, now);
+                let _ = reply.send(seen.map_err(|error| broken(shared, &error)));
             }
         }
     }
+}
+
+fn broken(shared: &Shared, error: &rusqlite::Error) -> Refused {
+    shared.fault(error);
+    Refused::Broken
 }
 
 /// Answers operators until told to end.
@@ -185,7 +196,13 @@ fn load(connection: &Connection, shared: &Arc<Shared>, leases: Leases) -> rusqli
 
 fn bury(shared: &Shared, lease: Lease) {
     let (endpoint, event_id) = (lease.endpoint().clone(), lease.id());
-    tracing::error!(%endpoint, %event_id, "a record on disk is not what was written");
+    tracing::error!(
+        %endpoint,
+        %event_id,
+        store = %shared.dir.store().display(),
+        remedy = "look after the disk; have its sender send it again, or drop it",
+        "an event on disk is not what was written, it is a dead letter"
+    );
     (shared.observer.corrupt_record)(&endpoint);
     lease.settle_unheard(Settled::Dead {
         status: None,
@@ -200,7 +217,7 @@ fn seen(
     key: Key,
     now: Millis,
 ) -> rusqlite::Result<Option<Seen>> {
-    let endpoint = account.id.load(std::sync::atomic::Ordering::Relaxed);
+    let endpoint = account.id.load(Ordering::Relaxed);
     let found: Option<(i64, Option<i64>)> = connection
         .prepare_cached("SELECT expires, body FROM idem WHERE endpoint = ?1 AND key = ?2")?
         .query_row(params![endpoint, key.0], |row| {

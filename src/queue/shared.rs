@@ -290,7 +290,12 @@ impl Shared {
             let changes = may && *trouble != next;
             if changes {
                 match fault {
-                    Some(fault) => tracing::error!(%fault, "the queue's store cannot be written"),
+                    Some(fault) => tracing::error!(
+                        store = %self.dir.store().display(),
+                        %fault,
+                        remedy = fault.remedy(),
+                        "the queue's store cannot be written, new events are refused"
+                    ),
                     None => tracing::info!("the queue's store can be written again"),
                 }
                 *trouble = next;
@@ -305,7 +310,9 @@ impl Shared {
             if matches!(trouble, Some(Trouble::Broken(_))) {
                 return false;
             }
-            tracing::error!(error = %broken, "nothing is acknowledged any more");
+            let store = self.dir.store();
+            let store = store.display();
+            tracing::error!(%store, error = %broken, "nothing is acknowledged any more");
             *trouble = Some(Trouble::Broken(broken));
             true
         });

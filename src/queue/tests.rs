@@ -5,6 +5,7 @@ mod events;
 mod hardship;
 mod model;
 mod operations;
+mod wal;
 
 use std::{
     fs,
@@ -199,6 +200,17 @@ pub(super) fn dead() -> Settled {
 }
 
 pub(super) const DELIVERED: Settled = Settled::Delivered { status: 200 };
+
+/// Waits until one of the store's threads has done its part, looking again and again.
+pub(super) async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    waited.expect("it happens before a hang is likelier");
+}
 
 /// Runs a test's future on a runtime like the ones of the gate.
 pub(super) fn run<T>(test: impl Future<Output = T>) -> T {

@@ -43,7 +43,7 @@ impl Threads {
     pub(super) fn start(dir: &Path, options: Options) -> Result<(Arc<Shared>, Self), OpenError> {
         let dir = DataDir::open(dir)?;
         let file = dir.store();
-        let writer = sqlite::open(&dir)?;
+        let writer = sqlite::open(&dir, &options.observer.damaged_log)?;
         let known = known(&writer).map_err(|e| said(&file, &e))?;
         let clock = Clock::new(options.wall_clock, known.clock);
         let ahead = clock.ahead_of(options.wall_clock);

@@ -13,11 +13,11 @@ use rusqlite::{Connection, wal::CheckpointMode};
 use super::{
     AppendError, Broken, Committed, Lease, Leases, OperateError, Refused, SettleError,
     StorageFault,
-    clock::{Millis, duration},
+    clock::{Millis, duration, millis},
     fault::Fault,
     inbox::{Accepted, Batch, Command, Taking},
     lease::Held,
-    outage::Outage,
+    outage::{Outage, Relayed},
     reader::Job,
     shared::Shared,
     sqlite::{append, lease, operate, purge, tx::Tx},
@@ -126,6 +126,7 @@ impl Writer {
         self.shared.set_storage(Some(fault));
         let (ingest, rest): (Vec<_>, Vec<_>) = commands.into_iter().partition(Command::is_ingest);
         for command in ingest {
+            self.put_off(&command);
             fail(command, Some(fault));
         }
         if rest.is_empty() {
@@ -198,6 +199,25 @@ impl Writer {
                 // Full or held by the keeper: the log stays longer. Anything else breaks the store.
                 self.shared.fault(&error);
             }
+        }
+    }
+
+    /// Holds what is new and can be written later: a key whose event was relayed.
+    fn put_off(&mut self, command: &Command) {
+        if let Command::Remember {
+            account,
+            key,
+            body,
+            window,
+            ..
+        } = command
+        {
+            self.outage.remember(Relayed {
+                account: account.clone(),
+                key: *key,
+                body: *body,
+                until: self.shared.clock.now().saturating_add(millis(*window)),
+            });
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -75,13 +76,16 @@ impl Rest {
 /// switch of protocols, which nobody asked for, and framing that two parsers could read differently.
 pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelligible> {
     loop {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_LIMIT];
-        let mut parsed = httparse::Response::new(&mut fields);
-        let length = match parsed.parse(buffer) {
-            Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
-            Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
-            Ok(_) | Err(_) => return Err(Unintelligible),
-        };
+        // Not set up: that would cost as much as the parsing.
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS_LIMIT];
+        let mut parsed = httparse::Response::new(&mut []);
+        let strict = httparse::ParserConfig::default();
+        let length =
+            match strict.parse_response_with_uninit_headers(&mut parsed, buffer, &mut fields) {
+                Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
+                Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
+                Ok(_) | Err(_) => return Err(Unintelligible),
+            };
         // The parser takes bare LF for line ends, and passes over empty lines.
         if !buffer.get(..length).is_some_and(has_plain_lines) {
             return Err(Unintelligible);

@@ -73,6 +73,8 @@ impl fmt::Display for Misfit {
 pub enum TlsFault {
     /// The upstream did not take what we offered, or our certificate.
     Declined,
+    /// It ended the connection as soon as there was a session.
+    Ended,
     /// Its certificate is over.
     Expired,
     /// Its certificate's validity has not begun.
@@ -116,6 +118,10 @@ impl fmt::Display for TlsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Declined => "it declined the TLS handshake; does it want another client_cert?",
+            Self::Ended => {
+                "it ended the connection right after the TLS handshake, without an answer; \
+                 is client_cert missing, or not accepted?"
+            }
             Self::Expired => "its certificate has expired",
             Self::NotYetValid => "its certificate is not valid yet; is a clock wrong?",
             Self::OtherName => "its certificate is for another name than the upstream's host",

@@ -4,12 +4,20 @@
     unused_imports,
     reason = "each promise uses its own part of this"
 )]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that is surprised has failed"
+)]
 
 pub(crate) mod corpus;
 mod daemon;
+pub(crate) mod http2;
 pub(crate) mod message;
 mod recorder;
 mod sender;
+pub(crate) mod tls;
 mod upstream;
 
 use std::time::Duration;

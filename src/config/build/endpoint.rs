@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use super::{DAY, MS, as_moment, queueing::on_disk, read_dedup};
 use crate::{
-    config::document::remedy,
+    config::document::{located, remedy},
+    config::private::{self, File},
     config::table::{Kind, Table, as_text},
     endpoint::{
         Dedup, Endpoint, EndpointName, Enforcement, EventFilter, PathPattern, Rate, TlsMaterial,
@@ -264,9 +265,25 @@ impl Reader<'_> {
     }
 
     fn file(&mut self, table: &Table, key: &str, path: &Path) -> Option<Zeroizing<Vec<u8>>> {
-        self.watched.insert(path.to_owned());
-        match fs::read(path) {
-            Ok(bytes) => Some(Zeroizing::new(bytes)),
+        let path = match located(path, self.env) {
+            Ok(path) => path,
+            Err(what) => {
+                table.fault(key, what);
+                return None;
+            }
+        };
+        self.watched.insert(path.clone());
+        match private::read(&path) {
+            Ok(File { bytes, exposure }) => {
+                // What a certificate says is no secret; what may write it decides whom we trust.
+                let is_meant = key == "file" || key == "client_key";
+                if let Some(how) = exposure.filter(|how| is_meant || how.is_writable()) {
+                    let place = table.path_of(key);
+                    self.warnings
+                        .push(format!("{place}: the file named here {how}"));
+                }
+                Some(bytes)
+            }
             Err(error) => {
                 let kind = error.kind();
                 let remedy = remedy(kind);
@@ -293,6 +310,10 @@ impl Reader<'_> {
             }
             Some(Ok(parsed)) => Some(parsed),
         };
+        // What stands in a query may be what lets us in.
+        if let Some((before, _)) = url.as_deref().and_then(|url| url.split_once('?')) {
+            table.show("upstream", format!("{before}?***"));
+        }
         let hour = Duration::from_hours(1);
         let connect_retry = table.duration("connect_retry", Duration::ZERO, Duration::ZERO..=hour);
         let mut options = table.table("upstream_options");
@@ -371,7 +392,8 @@ impl Reader<'_> {
             (bytes, entry.end().0)
         };
         let value = bytes.and_then(|bytes| {
-            let value = HeaderValue::from_bytes(&bytes).ok();
+            // Its bytes stay where they are, and are wiped when the last who shows them is gone.
+            let value = HeaderValue::from_maybe_shared(Bytes::from_owner(bytes)).ok();
             if value.is_none() {
                 table.fault(
                     name,
@@ -434,7 +456,7 @@ impl Reader<'_> {
                 if key.is_none() {
                     options.fault("client_key", "expected a file with a PEM private key");
                 }
-                material.client = chain.zip(key);
+                material.client = chain.zip(key.map(Zeroizing::new));
                 is_fine &= material.client.is_some();
             }
             (Some(_), None) | (None, Some(_)) if is_fine => {

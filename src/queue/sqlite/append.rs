@@ -17,6 +17,7 @@ use crate::{
         clock::{Millis, millis},
         inbox::{Accepted, Entry, Suspect, Taking},
         lease::Held,
+        outage::Relayed,
         shared::Account,
     },
 };
@@ -28,15 +29,12 @@ pub(in crate::queue) fn append(
     entry: &Entry,
 ) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
     let endpoint = tx.endpoint(account)?;
-    if !purge::make_room(tx, account, entry.record.len())? {
-        return Ok(Err(AppendError::Refused(Refused::Full(Bound::StoredBytes))));
-    }
     let id = tx.new_id();
     let mut key_reused = false;
     if let Some(keyed) = &entry.key {
         match claim(tx, endpoint, keyed, id)? {
             Claim::Free => {}
-            Claim::Passed => key_reused = true,
+            Claim::Passes => key_reused = true,
             // What is no event stays where it can be looked at, unless an event has its body.
             Claim::Refused => return Ok(Err(AppendError::KeyReuse)),
             Claim::Taken { reused } => {
@@ -50,10 +48,20 @@ pub(in crate::queue) fn append(
             }
         }
     }
+    // A key that is taken needs no room: its sender's retry hears of the first one.
+    if !purge::make_room(tx, account, entry.record.len())? {
+        if let Some(keyed) = &entry.key {
+            give_back(tx, endpoint, keyed, id)?;
+        }
+        return Ok(Err(AppendError::Refused(Refused::Full(Bound::StoredBytes))));
+    }
+    if let Some(keyed) = entry.key.as_ref().filter(|_| key_reused) {
+        pass(tx, endpoint, keyed, id)?;
+    }
     release(tx, account, entry)?;
     let state = match &entry.lane {
         _ if entry.leased => 1,
-        Some(lane) if lanes::is_used(tx, endpoint, lane)? => -1,
+        Some(lane) if lanes::is_used(tx.connection, endpoint, lane)? => -1,
         _ => 0,
     };
     let attempts = u32::from(entry.leased);
@@ -121,15 +129,15 @@ fn release(tx: &mut Tx<'_>, account: &Arc<Account>, entry: &Entry) -> rusqlite::
 
 enum Claim {
     Free,
-    /// It was another body's.
-    Passed,
+    /// It is another body's, and passes to this one.
+    Passes,
     Refused,
     Taken {
         reused: bool,
     },
 }
 
-/// Takes a key for an event, if it is free or the policy passes it on.
+/// Takes a key for an event, if it is free; says what else the policy makes of it.
 fn claim(tx: &mut Tx<'_>, endpoint: i64, keyed: &Keyed, id: i64) -> rusqlite::Result<Claim> {
     let (expires, body) = (expiry(tx.now, keyed.window), keyed.body.map(to_column));
     let taken = tx.execute(
@@ -152,16 +160,29 @@ fn claim(tx: &mut Tx<'_>, endpoint: i64, keyed: &Keyed, id: i64) -> rusqlite::Re
         .zip(keyed.body)
         .is_some_and(|(first, body)| first.differs(body));
     match (reused, keyed.key_reuse) {
-        (true, KeyReuse::Forward) => {
-            tx.execute(
-                "UPDATE idem SET id = ?3, expires = ?4, body = ?5 WHERE endpoint = ?1 AND key = ?2",
-                params![endpoint, keyed.key.0, id, expires, body],
-            )?;
-            Ok(Claim::Passed)
-        }
+        (true, KeyReuse::Forward) => Ok(Claim::Passes),
         (true, KeyReuse::Reject) => Ok(Claim::Refused),
         (true, KeyReuse::Duplicate) | (false, _) => Ok(Claim::Taken { reused }),
     }
+}
+
+/// Passes a key on from another body.
+fn pass(tx: &Tx<'_>, endpoint: i64, keyed: &Keyed, id: i64) -> rusqlite::Result<()> {
+    let (expires, body) = (expiry(tx.now, keyed.window), keyed.body.map(to_column));
+    tx.execute(
+        "UPDATE idem SET id = ?3, expires = ?4, body = ?5 WHERE endpoint = ?1 AND key = ?2",
+        params![endpoint, keyed.key.0, id, expires, body],
+    )?;
+    Ok(())
+}
+
+/// Gives a key back that [`claim`] took.
+fn give_back(tx: &Tx<'_>, endpoint: i64, keyed: &Keyed, id: i64) -> rusqlite::Result<()> {
+    tx.execute(
+        "DELETE FROM idem WHERE endpoint = ?1 AND key = ?2 AND id = ?3",
+        params![endpoint, keyed.key.0, id],
+    )?;
+    Ok(())
 }
 
 /// Takes a key for a relayed event, whoever had it.
@@ -178,6 +199,21 @@ pub(in crate::queue) fn remember(
          ON CONFLICT (endpoint, key) DO UPDATE
          SET id = NULL, expires = excluded.expires, body = excluded.body",
         params![endpoint, key.0, expiry(tx.now, window), body.map(to_column)],
+    )?;
+    Ok(())
+}
+
+/// Takes a key for an event that was relayed when it could not be written, unless it was taken for
+/// longer meanwhile.
+pub(in crate::queue) fn remember_late(tx: &mut Tx<'_>, relayed: &Relayed) -> rusqlite::Result<()> {
+    let endpoint = tx.endpoint(&relayed.account)?;
+    let (expires, body) = (end(relayed.until), relayed.body.map(to_column));
+    tx.execute(
+        "INSERT INTO idem (endpoint, key, id, expires, body) VALUES (?1, ?2, NULL, ?3, ?4)
+         ON CONFLICT (endpoint, key) DO UPDATE
+         SET id = NULL, expires = excluded.expires, body = excluded.body
+         WHERE idem.expires < excluded.expires",
+        params![endpoint, relayed.key.0, expires, body],
     )?;
     Ok(())
 }
@@ -266,9 +302,14 @@ pub(super) fn discard(
     Ok(1)
 }
 
-/// The second a key is free again, rounded up. Seconds, because five million of them add up.
+/// The second a key is free again that is taken now.
 fn expiry(now: Millis, window: Duration) -> i64 {
-    now.saturating_add(millis(window)).saturating_add(999) / 1000
+    end(now.saturating_add(millis(window)))
+}
+
+/// The second a key is free again, rounded up. Seconds, because five million of them add up.
+fn end(until: Millis) -> i64 {
+    until.saturating_add(999) / 1000
 }
 
 /// Now, for a comparison with [`expiry`].

@@ -3,19 +3,22 @@
 //! At most one event of a lane is pending (0) and the others wait (-1), so that finding what is due
 //! never meets an event that may not go. Whenever one leaves, [`arrange`] chooses the next.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::tx::Tx;
 
 /// Whether any event of the lane is neither delivered nor dead.
-pub(super) fn is_used(tx: &Tx<'_>, endpoint: i64, lane: &[u8; 16]) -> rusqlite::Result<bool> {
-    let found = tx.first(
-        "SELECT 1 FROM event INDEXED BY event_lane
-         WHERE endpoint = ?1 AND lane = ?2 AND state < 2 LIMIT 1",
-        params![endpoint, lane],
-        |_| Ok(()),
-    )?;
-    Ok(found.is_some())
+pub(in crate::queue) fn is_used(
+    connection: &Connection,
+    endpoint: i64,
+    lane: &[u8; 16],
+) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM event INDEXED BY event_lane
+             WHERE endpoint = ?1 AND lane = ?2 AND state < 2 LIMIT 1",
+        )?
+        .exists(params![endpoint, lane])
 }
 
 /// Lets the lane's first live event be due when its time comes, and all others wait; while one is

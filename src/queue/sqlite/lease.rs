@@ -21,6 +21,15 @@ const ERROR_LIMIT: usize = 512;
 /// When an event is due again whose attempt was interrupted.
 pub(in crate::queue) const AFTER_INTERRUPTION: Millis = 1000;
 
+/// No event is at a later attempt: a number that a flipped bit made large stays where it is, and
+/// what waits behind it goes on.
+const LAST_ATTEMPT: u32 = i32::MAX as u32;
+
+/// The number of a later attempt.
+pub(in crate::queue) fn later(attempt: u32, by: u32) -> u32 {
+    attempt.saturating_add(by).min(LAST_ATTEMPT)
+}
+
 /// What is read of an event that is leased.
 const COLUMNS: &str = "id, uuid, type, created, attempts, replayed_after, bytes, lane";
 
@@ -37,15 +46,15 @@ pub(in crate::queue) fn lease(
         // The state is asked of the row again: an index that says otherwise is damaged, and what it
         // says must not be delivered.
         let changed = tx.execute(
-            "UPDATE event SET state = 1, at = ?2, attempts = attempts + 1
+            "UPDATE event SET state = 1, at = ?2, attempts = min(attempts + 1, ?4)
              WHERE id = ?1 AND state = 0 AND endpoint = ?3",
-            params![held.row, tx.now, endpoint],
+            params![held.row, tx.now, endpoint, LAST_ATTEMPT],
         )?;
         if changed != 1 {
             return Err(damaged("an index of the event table does not fit it"));
         }
-        held.attempt += 1;
-        held.tries += 1;
+        held.attempt = later(held.attempt, 1);
+        held.tries = later(held.tries, 1);
         tx.count(endpoint, |tally| {
             tally.shift(Bin::Pending, Bin::Leased, held.bytes)
         });
@@ -171,7 +180,7 @@ pub(in crate::queue) fn settle(
     let error = error.map(|error| cut(error, ERROR_LIMIT));
     let changed = tx.execute(
         "UPDATE event SET state = ?3, at = ?4, last_status = ?5, last_error = ?6,
-                attempts = attempts + ?7
+                attempts = min(attempts + ?7, ?8)
          WHERE id = ?1 AND state = 1 AND attempts = ?2",
         params![
             held.row,
@@ -180,7 +189,8 @@ pub(in crate::queue) fn settle(
             at,
             status,
             error,
-            held.resends
+            held.resends,
+            LAST_ATTEMPT,
         ],
     )?;
     if changed == 0 {
@@ -205,7 +215,7 @@ pub(in crate::queue) fn settle(
 
 fn hand_back(tx: &mut Tx<'_>, endpoint: i64, held: &Held, at: Millis) -> rusqlite::Result<bool> {
     let changed = tx.execute(
-        "UPDATE event SET state = 0, at = ?3, attempts = attempts - 1
+        "UPDATE event SET state = 0, at = ?3, attempts = max(attempts - 1, 0)
          WHERE id = ?1 AND state = 1 AND attempts = ?2",
         params![held.row, held.attempt, at],
     )?;

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::{
     lanes,
-    lease::damaged,
     purge::{self, Place},
     tally::{Bin, positive},
     text,
@@ -143,8 +142,26 @@ pub(in crate::queue) fn rows_of(
     Ok(rows)
 }
 
+/// A row that holds what it cannot.
+pub(in crate::queue) struct CorruptRow;
+
 /// One event.
 pub(in crate::queue) fn show(
+    connection: &Connection,
+    shared: &Shared,
+    id: Uuid,
+    with_record: bool,
+) -> rusqlite::Result<Result<Option<Detail>, CorruptRow>> {
+    match detail(connection, shared, id, with_record) {
+        Err(error) if is_of_one_row(&error) => {
+            tracing::error!(event_id = %id, %error, "an event on disk cannot be read");
+            Ok(Err(CorruptRow))
+        }
+        shown => shown.map(Ok),
+    }
+}
+
+fn detail(
     connection: &Connection,
     shared: &Shared,
     id: Uuid,
@@ -286,14 +303,16 @@ pub(in crate::queue) fn change(
         }
         Change::Drop { rows, keep_key } => {
             for row in rows {
-                if let Some(place) = place(tx, shared, *row)? {
-                    changed += purge::drop_event(tx, *row, &place, *keep_key)?;
-                }
+                changed += match place(tx, shared, *row)? {
+                    Ok(Some(place)) => purge::drop_event(tx, *row, &place, *keep_key)?,
+                    Ok(None) => 0,
+                    Err(CorruptRow) => purge::drop_damaged(tx, *row)?,
+                };
             }
         }
         Change::Replay(rows) => {
             for row in rows {
-                if let Some(place) = place(tx, shared, *row)? {
+                if let Ok(Some(place)) = place(tx, shared, *row)? {
                     changed += replay(tx, *row, &place)?;
                 }
             }
@@ -302,7 +321,11 @@ pub(in crate::queue) fn change(
     Ok(changed)
 }
 
-fn place(tx: &mut Tx<'_>, shared: &Shared, row: i64) -> rusqlite::Result<Option<Place>> {
+fn place(
+    tx: &Tx<'_>,
+    shared: &Shared,
+    row: i64,
+) -> rusqlite::Result<Result<Option<Place>, CorruptRow>> {
     let found = tx.first(
         "SELECT endpoint, state, bytes, key, lane FROM event WHERE id = ?1",
         [row],
@@ -315,18 +338,23 @@ fn place(tx: &mut Tx<'_>, shared: &Shared, row: i64) -> rusqlite::Result<Option<
                 row.get(4)?,
             ))
         },
-    )?;
-    let Some((endpoint, state, bytes, key, lane)) = found else {
-        return Ok(None);
+    );
+    let (endpoint, state, bytes, key, lane) = match found {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(Ok(None)),
+        Err(error) if is_of_one_row(&error) => return Ok(Err(CorruptRow)),
+        Err(error) => return Err(error),
     };
-    let account = shared.account_of(endpoint);
-    Ok(Some(Place {
-        account: account.ok_or_else(|| damaged("an event of no endpoint"))?,
-        bin: Bin::of(state).ok_or_else(|| damaged("an event in no state"))?,
+    let place = |account, bin| Place {
+        account,
+        bin,
         bytes,
         key,
         lane,
-    }))
+    };
+    let known = shared.account_of(endpoint).zip(Bin::of(state));
+    let place = known.map(|(account, bin)| Some(place(account, bin)));
+    Ok(place.ok_or(CorruptRow))
 }
 
 fn replay(tx: &mut Tx<'_>, row: i64, place: &Place) -> rusqlite::Result<u64> {
@@ -335,13 +363,13 @@ fn replay(tx: &mut Tx<'_>, row: i64, place: &Place) -> rusqlite::Result<u64> {
         Bin::Leased | Bin::Quarantined => return Ok(0),
         Bin::Pending => {
             tx.execute(
-                "UPDATE event SET at = ?2, replayed_after = attempts WHERE id = ?1",
+                "UPDATE event SET at = ?2, replayed_after = max(attempts, 0) WHERE id = ?1",
                 params![row, tx.now],
             )?;
         }
         Bin::Dead | Bin::Delivered => {
             tx.execute(
-                "UPDATE event SET state = 0, at = ?2, replayed_after = attempts WHERE id = ?1",
+                "UPDATE event SET state = 0, at = ?2, replayed_after = max(attempts, 0) WHERE id = ?1",
                 params![row, tx.now],
             )?;
             tx.count(endpoint, |tally| {

@@ -145,6 +145,17 @@ pub(super) fn drop_event(
     Ok(1)
 }
 
+/// Removes an event whose row is damaged. Which counts it is in cannot be told: they stay too high
+/// until the store is checked. Returns how many went.
+pub(super) fn drop_damaged(tx: &mut Tx<'_>, row: i64) -> rusqlite::Result<u64> {
+    tracing::warn!(
+        row,
+        "an event with a damaged row is dropped; counts may stay off by it"
+    );
+    remove(tx, row)?;
+    Ok(1)
+}
+
 /// Removes quarantined requests. Returns how many went.
 pub(super) fn discard(
     tx: &mut Tx<'_>,

@@ -352,9 +352,7 @@ fn while_another_program_holds_the_write_lock_old_events_go_on_and_it_heals() {
         assert_eq!((again[0].id().as_u128(), again[0].attempt()), (2, 2));
 
         other.execute_batch("ROLLBACK").unwrap();
-        while queue.trouble().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually(async || queue.trouble().is_none()).await;
         crm.queue(event(5)).await;
         let states = [
             (1, State::Delivered),
@@ -412,9 +410,7 @@ fn a_full_disk_refuses_new_events_goes_on_with_old_ones_and_heals() {
         for other in &others {
             fs::remove_file(other).unwrap();
         }
-        while queue.trouble().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually(async || queue.trouble().is_none()).await;
         let delivered = u64::try_from(kept).unwrap();
         assert_eq!(queue.stats_of("crm").await.delivered, delivered);
         crm.queue(large(kept + 1)).await;

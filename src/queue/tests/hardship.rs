@@ -91,6 +91,62 @@ fn a_row_that_cannot_be_read_does_not_hide_the_others_from_a_listing() {
     });
 }
 
+#[test]
+fn attempts_that_cannot_be_more_stay_where_they_are() {
+    run(async {
+        let most = u32::try_from(i32::MAX).unwrap();
+        let dir = changed(&format!("UPDATE event SET attempts = {most} WHERE id = 2")).await;
+        let queue = open(&dir);
+        let crm = queue.crm();
+        for _ in 0..3 {
+            let leased = crm.lease(10).await.unwrap().leases;
+            let attempts: Vec<_> = leased
+                .iter()
+                .map(|l| (l.id().as_u128(), l.attempt()))
+                .collect();
+            assert!(attempts.contains(&(2, most)), "{attempts:?}");
+            for mut lease in leased {
+                lease.sent_again(u32::MAX);
+                lease.settle(retry(Duration::ZERO)).await.unwrap();
+            }
+        }
+        let leased = crm.lease(10).await.unwrap().leases;
+        assert!(leased.iter().all(|lease| lease.attempt() == most));
+        for lease in leased {
+            lease.settle(DELIVERED).await.unwrap();
+        }
+        assert_eq!(queue.stats_of("crm").await.delivered, 3);
+        assert_eq!(queue.trouble(), None);
+    });
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named_when_it_is_asked_for_and_can_be_dropped() {
+    run(async {
+        for change in [
+            "attempts = -1",
+            "last_status = 70000",
+            "endpoint = 99",
+            "state = 7",
+        ] {
+            let dir = changed(&format!("UPDATE event SET {change} WHERE id = 2")).await;
+            let queue = open(&dir);
+            let id = Uuid::from_u128(2);
+            let shown = queue.show(id, true).await;
+            let error = shown.expect_err("it cannot be read");
+            assert_eq!(error, OperateError::Unreadable(id), "{change}");
+            assert!(error.to_string().contains(&id.to_string()));
+            assert_eq!(queue.trouble(), None, "{change}");
+            let ids = Selection::Ids(vec![id]);
+            queue.replay(&ids).await.unwrap();
+            assert_eq!(queue.drop_events(&ids, false).await, Ok(1), "{change}");
+            assert!(queue.show(id, false).await.unwrap().is_none(), "{change}");
+            assert_eq!(queue.trouble(), None, "{change}");
+            queue.crm().queue(event(4)).await;
+        }
+    });
+}
+
 type Way<'a> = &'a dyn Fn(&Dir, &str);
 
 #[test]
@@ -159,6 +215,49 @@ fn delivered_events_make_room_for_new_ones_at_once() {
 }
 
 #[test]
+fn a_key_that_is_taken_needs_no_room_and_one_that_finds_none_stays_free() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let copy = |id, key, body| NewEvent {
+            key: keyed(key, body, KeyReuse::Forward),
+            record: vec![7; 1000].into(),
+            ..event(id)
+        };
+        let endpoint = |stored_bytes| {
+            queue.endpoint(
+                &name("crm"),
+                Some(Limits {
+                    stored_bytes,
+                    ..LIMITS
+                }),
+            )
+        };
+        // Delivered ones that would make room, were there a bound on how many go at once.
+        let crm = endpoint(u64::MAX);
+        for id in 1..=1100 {
+            let key = u8::try_from(id % 200).unwrap();
+            let appended = crm.append(copy(id, key, u64::try_from(id).unwrap())).await;
+            assert!(matches!(appended, Ok(Appended::Queued { .. })));
+            crm.lease_one().await.settle(DELIVERED).await.unwrap();
+        }
+        let crm = endpoint(1000);
+        let full = Err(AppendError::Refused(Refused::Full(Bound::StoredBytes)));
+        let before = queue.stats_of("crm").await.delivered;
+        let again = crm.append(copy(3001, 100, 1100)).await;
+        assert_eq!(again, Ok(Appended::Duplicate { key_reused: false }));
+        assert_eq!(queue.stats_of("crm").await.delivered, before);
+        for (id, key) in [(3002, 250), (3003, 100)] {
+            assert_eq!(crm.append(copy(id, key, 9)).await, full);
+        }
+        let fresh = crm.seen(Key([250; 16])).await.unwrap();
+        assert_eq!(fresh, None);
+        let old = crm.seen(Key([100; 16])).await.unwrap().unwrap();
+        assert_eq!(old.body, Some(Fingerprint(1100)));
+    });
+}
+
+#[test]
 fn a_disk_that_takes_nothing_at_the_start_holds_up_no_event_that_is_there() {
     run(async {
         let before = Dir::new();
@@ -188,9 +287,7 @@ fn a_disk_that_takes_nothing_at_the_start_holds_up_no_event_that_is_there() {
             lease.settle(DELIVERED).await.unwrap();
         }
         other.execute_batch("ROLLBACK").unwrap();
-        while queue.trouble().is_some() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually(async || queue.trouble().is_none()).await;
         crm.queue(event(4)).await;
         let stats = queue.stats_of("crm").await;
         assert_eq!((stats.pending, stats.leased, stats.delivered), (1, 0, 3));

@@ -6,17 +6,6 @@ fn only(ids: &[u128]) -> Selection {
     Selection::Ids(ids.iter().map(|id| Uuid::from_u128(*id)).collect())
 }
 
-/// Waits until the keeper has done its part.
-async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
-    waited.expect("the keeper works once a second");
-}
-
 #[test]
 fn a_listing_is_filtered_and_goes_on_from_its_cursor() {
     run(async {
@@ -282,9 +271,7 @@ fn near_its_bound_an_endpoint_loses_delivered_events_first_oldest_first() {
         assert_eq!(ids, [1, 2].into_iter().chain(5..=16).collect::<Vec<_>>());
         // Nothing delivered is left: then dead ones go.
         for id in 17..=30 {
-            while crm.place(1000).is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            eventually(async || crm.place(1000).is_ok()).await;
             crm.queue(large(id)).await;
         }
         eventually(async || queue.stats_of("crm").await.dead == 0).await;
