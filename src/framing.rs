@@ -291,7 +291,8 @@ impl Framing {
         }
         self.check_beginning(line)?;
         if std::mem::take(&mut self.first_line) {
-            return Some(());
+            let is_ours = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+            return is_ours.then_some(());
         }
         if let Some(value) = value_of(line, CONTENT_LENGTH) {
             let digits = std::str::from_utf8(value).ok()?;

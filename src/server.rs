@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
@@ -335,9 +335,13 @@ impl<H: Handler> Connections<H> {
         let service = service_fn(|request: Request<Incoming>| {
             let line = line.clone();
             async move {
+                // Where another protocol was asked for, the library forgets what cannot be sent at
+                // once.
+                let asks_for_more = request.method() == Method::CONNECT
+                    || request.headers().contains_key(header::UPGRADE);
                 let request = request.map(|incoming| line.inflow(incoming));
                 let response = self.handler.handle(&line.watch, request).await;
-                line.rest();
+                line.rest(!asks_for_more);
                 Ok::<_, Infallible>(response)
             }
         });

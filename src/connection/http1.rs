@@ -37,6 +37,11 @@ const CROWD: usize = 64;
 /// Such a small piece, in bytes: below what makes the HTTP library grow its buffer.
 const SMALL_READ: usize = 8 * 1024 - 1;
 
+/// Turns of the event loop for which an answer is held back: one more than a request to an upstream
+/// (see `upstream`). Each side is then woken once for all that the loop has for it, and those who
+/// have work to do before those who only wait: it costs less, and nobody waits longer.
+const TURNS_HELD: u8 = 2;
+
 /// One sender's connection, as the HTTP library and the gate share it.
 #[derive(Debug)]
 pub struct Line {
@@ -51,6 +56,8 @@ pub struct Line {
     /// By when its head has to be here. The first one's time begins with the connection.
     head_until: Cell<Option<Instant>>,
     blocked_since: Cell<Option<Instant>>,
+    /// Turns of the loop before the answer goes out.
+    turns_left: Cell<u8>,
     /// Nothing more is to be said: the last answer ended the connection, or said the verdict.
     is_said: Cell<bool>,
 }
@@ -73,12 +80,15 @@ impl Line {
             has_begun: Cell::new(false),
             head_until: Cell::new(Some(accepted + limits.header_timeout)),
             blocked_since: Cell::new(None),
+            turns_left: Cell::new(0),
             is_said: Cell::new(false),
         })
     }
 
-    /// Begins to wait for the next request.
-    pub(crate) fn rest(&self) {
+    /// Begins to wait for the next request, the answer to the last one being on its way: at once, or
+    /// when others that are ready have had their turn.
+    pub(crate) fn rest(&self, can_wait: bool) {
+        self.turns_left.set(if can_wait { TURNS_HELD } else { 0 });
         self.blocked_since.set(None);
         self.has_begun.set(false);
         self.head_until.set(None);
@@ -266,6 +276,11 @@ impl Write for Io {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(left) = self.0.turns_left.get().checked_sub(1) {
+            self.0.turns_left.set(left);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let sent = Pin::new(&mut self.0.wire.borrow_mut().socket).poll_write(cx, bytes);
         self.bound(cx, sent)
     }
