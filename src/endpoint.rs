@@ -4,6 +4,7 @@
 //! right by construction: names are bounded, paths are origin-form, secrets are not empty. It
 //! leaves reading configuration to `config` and acting on it to `gate` and `upstream`.
 
+mod allow;
 mod queueing;
 
 use std::{
@@ -20,7 +21,10 @@ use std::{
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use self::queueing::{Mode, Ordering, Queueing};
+pub use self::{
+    allow::{Allow, Allowed},
+    queueing::{Mode, Ordering, Queueing},
+};
 use crate::{
     dedup,
     signature::{Scheme, Secrets},
@@ -243,6 +247,8 @@ pub struct Upstream {
     pub connect_retry: Duration,
     /// Certificates, for `https`.
     pub tls: TlsMaterial,
+    /// Which addresses may be connected to; `None`: any.
+    pub allow: Option<Arc<Allow>>,
 }
 
 impl Upstream {
@@ -362,6 +368,8 @@ pub struct Endpoint {
     pub events: EventFilter,
     /// Switched off: 503 for everything.
     pub active: bool,
+    /// When it was made at run time; `None`: it stands in the configuration.
+    pub made_at: Option<SystemTime>,
     /// Free text for the operator.
     pub description: String,
     /// Free text: where the sender-side webhook was made.

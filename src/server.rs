@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
@@ -59,13 +60,15 @@ const FIELDS_ON_STACK: usize = 100;
 pub trait Handler: 'static {
     /// What a change of configuration brings.
     type News: Clone + 'static;
+    /// What answers are made of.
+    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + 'static;
 
     /// Answers one request.
     fn handle(
         &self,
         watch: &Watch,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Response<AnswerBody>>;
+    ) -> impl Future<Output = Response<Self::Body>>;
     /// The bounds for new connections.
     fn limits(&self) -> Limits;
     /// Takes a new configuration.
@@ -77,6 +80,8 @@ pub trait Handler: 'static {
     /// Resolves when what goes on after the last answer has ended.
     fn finish(&self) -> impl Future<Output = ()>;
 }
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How far a process is with ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -225,14 +230,7 @@ pub async fn run<H: Handler>(
         .into_iter()
         .map(Listener::new)
         .collect::<io::Result<_>>()?;
-    let here = Rc::new(Connections {
-        handler,
-        budget,
-        doors,
-        wakers: RefCell::default(),
-        next: Cell::new(0),
-        is_last_call_over: Cell::new(false),
-    });
+    let here = Rc::new(Connections::new(handler, budget, doors));
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     let mut pause_until = None;
@@ -286,6 +284,20 @@ pub async fn run<H: Handler>(
     }
 }
 
+/// Serves one connection of the process with itself, until it ends.
+pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<Budget>) {
+    // Counted nowhere: it is no sender's.
+    let uncounted = IntGauge::new("own_connections", "not shown");
+    let Some(doors) = uncounted.ok().and_then(|gauge| Doors::new(gauge).enter(1)) else {
+        return;
+    };
+    let limits = handler.limits();
+    let here = Rc::new(Connections::new(handler, budget, doors.clone()));
+    let stream = Stream::Unix(socket);
+    here.clone().serve(stream, None, limits, Guard(doors)).await;
+    here.handler.finish().await;
+}
+
 /// Resolves at a moment; never, where there is none.
 pub(crate) async fn until(moment: Option<tokio::time::Instant>) {
     match moment {
@@ -303,6 +315,17 @@ async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
 }
 
 impl<H: Handler> Connections<H> {
+    fn new(handler: H, budget: Arc<Budget>, doors: Doors) -> Self {
+        Self {
+            handler,
+            budget,
+            doors,
+            wakers: RefCell::default(),
+            next: Cell::new(0),
+            is_last_call_over: Cell::new(false),
+        }
+    }
+
     fn welcome(self: Rc<Self>, (socket, peer): Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let Some(doors) = self.doors.enter(limits.max_connections) else {
@@ -440,6 +463,7 @@ fn builder(limits: &Limits) -> http1::Builder {
 
 impl Handler for Rc<Gate> {
     type News = Arc<Live>;
+    type Body = AnswerBody;
 
     async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
         Gate::handle(self, watch, request).await

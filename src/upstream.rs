@@ -149,7 +149,7 @@ impl Upstream {
             })
         };
         Ok(Self {
-            route: Route::new(&settings.transport, settings.connect_timeout, &settings.tls)?,
+            route: Route::new(settings)?,
             load: before.map_or_else(fresh, |before| before.load.clone()),
             max_concurrency: settings.max_concurrency.get(),
             rate: settings.rate,

@@ -97,11 +97,21 @@ pub(super) fn run(args: SendArgs) -> Outcome {
     }
 }
 
+/// What a variable holds that an option names.
+pub(super) fn variable(option: &str, name: &str) -> Result<String, Failure> {
+    let found = environment().into_iter().find(|(n, _)| n == name);
+    let unset = || {
+        Failure::Usage(vec![format!(
+            "{option}: the variable named there is not set"
+        )])
+    };
+    Ok(found.ok_or_else(unset)?.1)
+}
+
 /// The secret in a variable, as the scheme writes secrets.
 pub(super) fn secret(scheme: &Scheme, variable: &str) -> Result<Secret, Failure> {
     let usage = |what: &str| Failure::Usage(vec![format!("--secret-env: {what}")]);
-    let found = environment().into_iter().find(|(name, _)| name == variable);
-    let (_, text) = found.ok_or_else(|| usage("the variable named there is not set"))?;
+    let text = self::variable("--secret-env", variable)?;
     let bytes = scheme
         .decode_secret(text.as_bytes())
         .map_err(|expected| usage(&format!("the secret is not {expected}")))?;

@@ -114,8 +114,7 @@ pub struct Secrets {
 }
 
 struct Prepared {
-    name: String,
-    not_after: Option<SystemTime>,
+    secret: Secret,
     start: Running,
 }
 
@@ -134,27 +133,31 @@ impl Secrets {
         }
         let prepare = |secret: Secret| Prepared {
             start: Running::new(algorithm, secret.bytes()),
-            name: secret.name().to_owned(),
-            not_after: secret.not_after(),
+            secret,
         };
         Ok(Self {
             all: secrets.into_iter().map(prepare).collect(),
         })
     }
 
+    /// Each of them, in the order of their numbers.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Secret> {
+        self.all.iter().map(|prepared| &prepared.secret)
+    }
+
     /// Their names, in the order of their numbers.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.all.iter().map(|secret| secret.name.as_str())
+        self.iter().map(Secret::name)
     }
 
     /// When each stops matching, in the same order.
     pub fn expiries(&self) -> impl ExactSizeIterator<Item = Option<SystemTime>> {
-        self.all.iter().map(|secret| secret.not_after)
+        self.iter().map(Secret::not_after)
     }
 
     /// Starts a MAC with every secret that is good at `now`.
     pub(super) fn begin(&self, tags: Tags, now: SystemTime) -> Verification {
-        let good = |secret: &&Prepared| secret.not_after.is_none_or(|end| now < end);
+        let good = |one: &&Prepared| one.secret.is_good_at(now);
         let mut good = self
             .all
             .iter()

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    endpoint::{TlsMaterial, Transport},
+    endpoint::{self, Allow, TlsMaterial, Transport},
     stream::Stream,
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Route {
     timeout: Duration,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     resolved: Arc<Names>,
+    /// Which addresses may be connected to; `None`: any.
+    allow: Option<Arc<Allow>>,
 }
 
 /// What a name stands for.
@@ -131,27 +133,23 @@ impl Route {
     ///
     /// # Errors
     /// What is wrong with the certificates, or with the host as a name for TLS.
-    pub(super) fn new(
-        transport: &Transport,
-        timeout: Duration,
-        material: &TlsMaterial,
-    ) -> Result<Self, Misfit> {
-        let tls = match transport {
+    pub(super) fn new(settings: &endpoint::Upstream) -> Result<Self, Misfit> {
+        let tls = match &settings.transport {
             Transport::Tls { host, .. } => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| Misfit {
                     key: "upstream",
                     what: "expected a DNS name or an address as host, for TLS",
                 })?;
-                Some((Arc::new(client_config(material)?), name))
+                Some((Arc::new(client_config(&settings.tls)?), name))
             }
             Transport::Tcp { .. } | Transport::Unix { .. } => None,
         };
-        let transport = transport.clone();
         Ok(Self {
-            transport,
-            timeout,
+            transport: settings.transport.clone(),
+            timeout: settings.connect_timeout,
             tls,
             resolved: Arc::default(),
+            allow: settings.allow.clone(),
         })
     }
 
@@ -176,7 +174,14 @@ impl Route {
             Transport::Tcp { host, port } | Transport::Tls { host, port } => (host, *port),
         };
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        let (addresses, generation) = self.addresses(host, port).await?;
+        let (mut addresses, generation) = self.addresses(host, port).await?;
+        if let Some(allow) = &self.allow {
+            // What a name leads to may change at any time: the address that is connected to counts.
+            addresses.retain(|address| allow.permits(host, address.ip()));
+            if addresses.is_empty() {
+                last = io::ErrorKind::PermissionDenied.into();
+            }
+        }
         for (number, address) in addresses.iter().enumerate() {
             // A fair share each: one that is silent leaves time for the next.
             let left = u32::try_from(addresses.len() - number).unwrap_or(u32::MAX);

@@ -6,12 +6,14 @@
 )]
 
 mod daemon;
+mod operator;
 mod sender;
 mod upstream;
 
 use std::time::Duration;
 
 pub(crate) use daemon::{Daemon, Dir, Setup};
+pub(crate) use operator::{Operator, TOKEN};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};
 

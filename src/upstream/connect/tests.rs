@@ -13,13 +13,48 @@ impl Route {
 
 /// A named host's route, as if it had been looked up.
 fn route(host: &str, timeout: Duration, addresses: &[SocketAddr]) -> Route {
-    let transport = Transport::Tcp {
-        host: host.to_owned(),
-        port: 80,
+    route_within(host, timeout, addresses, None)
+}
+
+fn route_within(
+    host: &str,
+    timeout: Duration,
+    addresses: &[SocketAddr],
+    allow: Option<Arc<Allow>>,
+) -> Route {
+    let settings = endpoint::Upstream {
+        transport: Transport::Tcp {
+            host: host.to_owned(),
+            port: 80,
+        },
+        authority: host.to_owned(),
+        path: "/".to_owned(),
+        query: None,
+        max_concurrency: std::num::NonZeroUsize::MIN,
+        rate: None,
+        headers: Vec::new(),
+        connect_timeout: timeout,
+        connect_retry: Duration::ZERO,
+        tls: TlsMaterial::default(),
+        allow,
     };
-    let route = Route::new(&transport, timeout, &TlsMaterial::default()).unwrap();
+    let route = Route::new(&settings).unwrap();
     route.found(addresses.to_vec());
     route
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_by_now_is_not_followed_there() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap();
+    let allow = endpoint::Allowed::parse("192.0.2.0/24").unwrap();
+    let allow = Some(Arc::new(Allow::new(vec![allow])));
+    let route = route_within("app.test", Duration::from_secs(2), &[here], allow);
+    let error = run(route.connect()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    listener.set_nonblocking(true).unwrap();
+    let nobody = listener.accept().unwrap_err().kind();
+    assert_eq!(nobody, io::ErrorKind::WouldBlock);
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
