@@ -257,6 +257,14 @@ impl App {
             .map(|bound| &bound.address)
     }
 
+    /// The addresses operators connect to.
+    pub fn admin_addresses(&self) -> impl Iterator<Item = &Listen> {
+        self.bound
+            .iter()
+            .skip(self.config.server.listen.len())
+            .map(|bound| &bound.address)
+    }
+
     /// The metrics, for whoever runs the daemon inside a process of its own.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

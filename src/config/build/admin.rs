@@ -48,6 +48,15 @@ pub(super) fn read_admin(root: &mut Table, reader: &mut Reader<'_>) -> Admin {
     };
     table.close("capture", capture);
     root.close("admin", table);
+    let doors = api_listen.as_ref().unwrap_or(&listen);
+    let is_far = |listen: &Listen| matches!(listen, Listen::Tcp(at) if !at.ip().is_loopback());
+    if token.is_some() && doors.iter().any(is_far) {
+        let key = if has_own { "api_listen" } else { "listen" };
+        reader.warnings.push(format!(
+            "admin.{key}: API and dashboard are open to the network, without TLS of their own; put \
+             TLS in front, or keep them here with admin.api_listen = [\"127.0.0.1:9465\"]"
+        ));
+    }
     let addresses = listen.iter().chain(api_listen.iter().flatten());
     let addresses: Vec<IpAddr> = addresses
         .filter_map(|listen| match listen {
