@@ -42,7 +42,7 @@ use self::{
         session::{SignIn, with_cookie},
     },
     change::Changes,
-    guard::Guard,
+    guard::{Denied, Guard},
 };
 use crate::{
     body::{self, BodyError, Budget},
@@ -65,6 +65,8 @@ const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
 /// Most connections to the admin listeners at a time.
 const MAX_CONNECTIONS: usize = 256;
+/// Largest body of a request to sign in, in bytes: it comes from anybody.
+const SIGN_IN_LIMIT: usize = 4096;
 /// Memory for bodies of requests to the API, in bytes.
 const BUDGET: usize = 8 << 20;
 /// A body this long and still unread when its request is refused: its connection is not kept.
@@ -267,15 +269,17 @@ impl Admin {
         let is_session = head.uri.path() == "/api/v1/session";
         let signs_in = is_session && head.method == Method::POST;
         if !signs_in && let Err(denied) = self.guard.check(token, &head, watch.peer, now) {
-            let mut response = Problem::from(denied).into_response();
-            if closes {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
+            if head.headers.contains_key(header::AUTHORIZATION) {
+                note(denied, watch);
             }
-            return Ok(response);
+            return Ok(unheard(denied.into(), closes));
         }
-        let body = body::read(inflow, announced, BODY_LIMIT, &self.budget, |_| ()).await;
-        let body = body.map_err(unread)?;
+        let most = if signs_in { SIGN_IN_LIMIT } else { BODY_LIMIT };
+        let body = body::read(inflow, announced, most, &self.budget, |_| ()).await;
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => return Ok(unheard(unread(error), true)),
+        };
         let is_secure = self.is_secure(watch, &head);
         if signs_in {
             let given = SignIn::read(body.as_bytes())?;
@@ -351,6 +355,24 @@ fn plain(method: &Method, status: StatusCode, kind: HeaderValue, text: String) -
         headers.insert(header::ALLOW, ALLOW);
     }
     response
+}
+
+/// A refusal before the request was read to its end.
+fn unheard(problem: Problem, closes: bool) -> Response {
+    let mut response = problem.into_response();
+    if closes {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+/// Logs a wrong token: as many as are compared, which are few.
+fn note(denied: Denied, watch: &Watch) {
+    if denied == Denied::Token {
+        let peer = watch.peer.map(tracing::field::display);
+        tracing::warn!(peer, "wrong admin token");
+    }
 }
 
 fn unread(error: BodyError) -> Problem {

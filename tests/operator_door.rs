@@ -95,6 +95,7 @@ fn wrong_tokens_are_refused_and_soon_not_even_compared() {
     let late = ask(TOKEN);
     assert_eq!((late.status, late.reason().as_str()), (429, "token"));
     assert!(late.header("retry-after").is_some());
+    daemon.wait_for_log("wrong admin token");
     assert!(!daemon.log().contains("a-wrong-token"));
 }
 

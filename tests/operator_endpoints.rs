@@ -389,7 +389,7 @@ fn a_file_of_endpoints_that_nobody_here_wrote_stops_the_start_without_being_quot
 }
 
 #[test]
-fn a_full_disk_changes_nothing() {
+fn what_cannot_be_put_on_disk_does_not_take_effect() {
     let daemon = Daemon::relay(NOBODY, "").operated().start();
     let operator = daemon.operator();
     // What stands where the new file is written cannot be taken away.

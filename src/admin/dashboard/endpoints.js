@@ -42,7 +42,7 @@ function card(item, outcomes, refresh) {
         "aria-checked": String(item.active), "aria-label": `${item.name} is active`,
         click: () => change(() => ask("PUT", `/endpoints/${item.name}/active`, { active: !item.active }), refresh),
       }, item.active ? "On" : "Off")),
-    h("p", { class: "where" }, h("code", {}, item.path), h("span", { class: "soft", "aria-label": "goes to" }, "→"), h("code", {}, item.upstream)),
+    h("p", { class: "where" }, h("code", {}, item.path), h("span", { class: "soft", "aria-hidden": "true" }, "→"), h("span", { class: "unseen" }, "goes to"), h("code", {}, item.upstream)),
     h("div", { class: "split" },
       h("dl", { class: "facts" },
         fact("Source", item.source || "–"),
@@ -147,9 +147,10 @@ function edit(item, refresh) {
     h("fieldset", { class: "choice" }, h("legend", {}, "Secret"),
       item && radio("keep", "keep what there is", true),
       radio("generate", item ? "make a new one, beside those there are" : "make one", !item),
-      radio("paste", "the one the sender shows", false),
+      radio("paste", item ? "the one the sender shows, beside those there are" : "the one the sender shows", false),
       h("label", {}, h("span", { class: "unseen" }, "The sender's secret"),
-        h("input", { type: "password", name: "pasted", id: "field-pasted", autocomplete: "off", placeholder: "paste it here", input: () => { form.elements.secret.value = "paste"; } }))),
+        h("input", { type: "password", name: "pasted", id: "field-pasted", autocomplete: "off", placeholder: "paste it here", input: () => { form.elements.secret.value = "paste"; } })),
+      (table.secrets ?? []).map((secret) => h("label", {}, h("input", { type: "checkbox", name: "drop", value: secret.name }), `take away ${secret.name}`))),
     wrong,
     h("div", { class: "bar" }, h("span", { class: "grow" }), h("button", { class: "main" }, item ? "Save" : "Create")));
   function radio(value, text, checked) {
@@ -168,8 +169,11 @@ function edit(item, refresh) {
     const some = [...form.elements.event].filter((box) => box.checked).map((box) => box.value);
     settings.events = form.elements.all.checked ? ["*"] : [...some, ...others];
     if (of("scheme") !== "as it is") settings.scheme = of("scheme");
-    const before = item ? table.secrets ?? [] : [];
-    const fresh = nameOfSecret(before);
+    const dropped = [...form.querySelectorAll("[name=drop]:checked")].map((box) => box.value);
+    const all = table.secrets ?? [];
+    const before = all.filter((secret) => !dropped.includes(secret.name));
+    const fresh = nameOfSecret(all);
+    if (dropped.length > 0) settings.secrets = before;
     if (of("secret") === "generate") settings.secrets = [...before, { name: fresh, generate: true }];
     if (of("secret") === "paste") settings.secrets = [...before, { name: fresh, value: form.elements.pasted.value }];
     try {

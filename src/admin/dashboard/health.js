@@ -81,7 +81,7 @@ function certificates(stats) {
 
 function secretsTable(stats) {
   if (stats.secrets.length === 0) return h("p", { class: "empty" }, "There is no endpoint yet.");
-  return table("Secrets", [{ name: "Endpoint" }, { name: "Secret" }, { name: "Matches", class: "number" }, { name: "Ends" }, { name: "State" }],
+  return table("Which secrets match", [{ name: "Endpoint" }, { name: "Secret" }, { name: "Matches", class: "number" }, { name: "Ends" }, { name: "State" }],
     stats.secrets.map((one) => [one.endpoint, one.name, count(one.matches), one.not_after ? ago(one.not_after) : "never",
       one.good ? badge(one.matches > 0 ? "in use" : "not used yet", one.matches > 0 ? "good" : "") : badge("over", "failed")]));
 }

@@ -91,7 +91,7 @@ function row(item) {
   const open = item.event_id
     ? h("button", { type: "button", class: "link", click: () => detail(item) }, name)
     : name;
-  return h("tr", {},
+  return h("tr", { "data-id": item.event_id || null },
     h("td", { class: "nowrap", "data-label": "Time" }, clock(item.at)),
     h("td", { class: "wide", "data-label": "Endpoint" }, open),
     h("td", { class: "wide", "data-label": "Outcome" }, badge(what, kind(item.outcome, item.status)), reason),

@@ -89,7 +89,7 @@ export function open(main) {
       item.endpoint, ago(item.appended_at), count(item.attempts),
       item.last_error ?? (item.last_status ? `answered ${item.last_status}` : "–"),
       item.state === "pending" ? (item.waits_for_lane ? "after an earlier one" : ago(item.due_at)) : badge(item.state, item.state === "dead" ? "failed" : "")]);
-    show(events, table("Events", columns, rows),
+    show(events, table("Events on disk", columns, rows),
       next && h("button", { type: "button", id: "q-more", click: () => { more += 200; refresh(); } }, "More"));
     actions(items);
   }
@@ -124,7 +124,7 @@ export function open(main) {
     show(suspects, some.length > 0 && h("section", { class: "card", "aria-labelledby": "q-suspects" },
       h("h2", { id: "q-suspects" }, "Quarantine"),
       h("p", { class: "soft small" }, "Requests whose signature did not match. Mend the secret, then let through what matches it."),
-      table("Quarantine", [{ name: "Endpoint" }, { name: "Requests", class: "number" }, { name: "Size", class: "number" }, { name: "" }],
+      table("Requests in quarantine", [{ name: "Endpoint" }, { name: "Requests", class: "number" }, { name: "Size", class: "number" }, { name: "" }],
         some.map((one) => [one.endpoint, count(one.quarantined), bytes(one.quarantined_bytes), h("div", { class: "tests" },
           h("button", { type: "button", class: "small", id: `look-${one.endpoint}`, click: () => suspectsOf(one.endpoint) }, "Look"),
           h("button", { type: "button", class: "small", id: `reverify-${one.endpoint}`, click: () => reverify(one.endpoint, refresh) }, "Verify again"))]))));
@@ -169,7 +169,7 @@ async function detail(item, refresh) {
     h("h3", {}, "Attempts that failed"),
     full.failed_attempts.length === 0
       ? h("p", { class: "soft" }, "None.")
-      : table("Attempts", [{ name: "Attempt", class: "number" }, { name: "At" }, { name: "Answer" }],
+      : table("Failed attempts", [{ name: "Attempt", class: "number" }, { name: "At" }, { name: "Answer" }],
         full.failed_attempts.map((one) => [one.attempt, new Date(one.at).toLocaleString(), one.error])),
     request.fault && h("p", { class: "wrong" }, request.fault),
     headers(request.headers),
@@ -187,7 +187,7 @@ async function suspectsOf(endpoint) {
     } catch (problem) { notice(problem.message); }
   };
   dialog(`Quarantine of ${endpoint}`,
-    table("Requests", [{ name: "Came" }, { name: "Reason" }, { name: "Size", class: "number" }, { name: "" }],
+    table("Quarantined requests", [{ name: "Came" }, { name: "Reason" }, { name: "Size", class: "number" }, { name: "" }],
       part.items.map((one) => [new Date(one.at).toLocaleString(), one.reason, bytes(one.bytes),
         h("button", { type: "button", class: "small", click: () => look(one.number) }, "Why?")])),
     shown);
