@@ -15,11 +15,14 @@ mod settings;
 use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
+    io,
     path::PathBuf,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::{Instant, SystemTime},
 };
 
@@ -28,8 +31,8 @@ use axum::{
     body::Body,
     response::{IntoResponse as _, Response},
 };
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use serde_json::Value;
 use tokio::sync::watch;
 use tower_service::Service as _;
@@ -46,7 +49,7 @@ use self::{
 };
 use crate::{
     body::{self, BodyError, Budget},
-    connection::Watch,
+    connection::{Inflow, Watch},
     endpoint::is_trusted,
     gate::{Live, Shared},
     limits::Limits,
@@ -55,6 +58,7 @@ use crate::{
     rejection::Rejection,
     secret::Secret,
     server::{Handler, Orders},
+    upstream::AnswerBody,
 };
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -63,8 +67,12 @@ const EXPOSITION: HeaderValue =
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
+/// Where a browser signs in and out: those two are answered before the router.
+const SESSION_PATH: &str = "/api/v1/session";
+const SESSION_METHODS: HeaderValue = HeaderValue::from_static("DELETE,GET,HEAD,POST");
+
 /// Most connections to the admin listeners at a time.
-const MAX_CONNECTIONS: usize = 256;
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 /// Largest body of a request to sign in, in bytes: it comes from anybody.
 const SIGN_IN_LIMIT: usize = 4096;
 /// Memory for bodies of requests to the API, in bytes.
@@ -176,7 +184,7 @@ impl Admin {
     }
 
     /// Metrics and health; `None`: it is something else that is asked for.
-    async fn open(&self, method: &Method, path: &str) -> Option<Response> {
+    async fn open(&self, method: &Method, path: &str) -> Option<http::Response<AnswerBody>> {
         if self.serves == Serves::Api {
             return None;
         }
@@ -189,7 +197,7 @@ impl Admin {
             "/metrics" => (StatusCode::OK, EXPOSITION, self.metrics().await),
             _ => return None,
         };
-        Some(plain(method, status, kind, text))
+        Some(plain(method, status, kind, text).map(AnswerBody::held))
     }
 
     /// Why it is not ready, if it is not.
@@ -221,7 +229,7 @@ impl Admin {
     }
 
     /// API and dashboard, for whoever has the token.
-    async fn closed(&self, watch: &Watch, head: Parts, incoming: Incoming) -> Response {
+    async fn closed(&self, watch: &Watch, head: Parts, inflow: Inflow<'_>) -> Response {
         let settings = self.news.borrow().settings.clone();
         let Some(token) = settings
             .token
@@ -229,13 +237,14 @@ impl Admin {
             .filter(|_| self.serves != Serves::Open)
         else {
             let known = "not here; there are /metrics, /livez and /readyz\n".to_owned();
-            return plain(&head.method, StatusCode::NOT_FOUND, TEXT, known);
+            return plain(&head.method, StatusCode::NOT_FOUND, TEXT, known).map(Body::from);
         };
+        let is_session = head.uri.path() == SESSION_PATH;
         let outcome = match self.guard.check_site(&settings, &head) {
             Err(denied) => Err(denied.into()),
             Ok(()) => match file(&head) {
                 Some(found) => Ok(found),
-                None => self.let_in(watch, token, head, incoming).await,
+                None => self.let_in(watch, token, head, inflow).await,
             },
         };
         let mut response = outcome.unwrap_or_else(Problem::into_response);
@@ -243,6 +252,11 @@ impl Admin {
         let is_said = response.headers().get(header::CONTENT_TYPE) == Some(&PROBLEM);
         if (status.is_client_error() || status.is_server_error()) && !is_said {
             let allow = response.headers().get(header::ALLOW).cloned();
+            let allow = if is_session {
+                allow.map(|_| SESSION_METHODS)
+            } else {
+                allow
+            };
             response = Problem::of(status).into_response();
             if let Some(allow) = allow {
                 response.headers_mut().insert(header::ALLOW, allow);
@@ -260,13 +274,12 @@ impl Admin {
         watch: &Watch,
         token: &Secret,
         head: Parts,
-        incoming: Incoming,
+        inflow: Inflow<'_>,
     ) -> Result<Response, Problem> {
-        let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
         let closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         let now = (Instant::now(), SystemTime::now());
-        let is_session = head.uri.path() == "/api/v1/session";
+        let is_session = head.uri.path() == SESSION_PATH;
         let signs_in = is_session && head.method == Method::POST;
         if !signs_in && let Err(denied) = self.guard.check(token, &head, watch.peer, now) {
             if head.headers.contains_key(header::AUTHORIZATION) {
@@ -339,14 +352,19 @@ fn file(head: &Parts) -> Option<Response> {
 }
 
 /// An answer to a question that is only ever read.
-fn plain(method: &Method, status: StatusCode, kind: HeaderValue, text: String) -> Response {
+fn plain(
+    method: &Method,
+    status: StatusCode,
+    kind: HeaderValue,
+    text: String,
+) -> http::Response<String> {
     let is_read = matches!(*method, Method::GET | Method::HEAD);
     let (status, text) = if is_read {
         (status, text)
     } else {
         (StatusCode::METHOD_NOT_ALLOWED, String::new())
     };
-    let mut response = Response::new(Body::from(text));
+    let mut response = http::Response::new(text);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, kind);
@@ -391,17 +409,46 @@ fn unread(error: BodyError) -> Problem {
     }
 }
 
+/// A body that the router made, as the listener sends it.
+struct Answered(Body);
+
+impl http_body::Body for Answered {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<http_body::Frame<Bytes>>>> {
+        let frame = Pin::new(&mut self.0).poll_frame(cx);
+        frame.map_err(io::Error::other)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}
+
 impl Handler for Admin {
     type News = Arc<News>;
-    type Body = Body;
 
-    async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response {
+    async fn handle(
+        &self,
+        watch: &Watch,
+        request: Request<Inflow<'_>>,
+    ) -> http::Response<AnswerBody> {
         watch.begin();
-        let (head, incoming) = request.into_parts();
+        let (head, inflow) = request.into_parts();
         let response = match self.open(&head.method, head.uri.path()).await {
             Some(response) => response,
             // Boxed: it is rare, and larger than all that scrapers ask for.
-            None => Box::pin(self.closed(watch, head, incoming)).await,
+            None => Box::pin(self.closed(watch, head, inflow))
+                .await
+                .map(|body| AnswerBody::made(Answered(body))),
         };
         watch.answered(Instant::now());
         response

@@ -5,14 +5,17 @@
 
 mod bind;
 mod change;
+mod descriptors;
 mod operator;
 mod reload;
 mod storage;
+mod supervisor;
 
 use std::{
     io,
     num::NonZeroUsize,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,11 +28,17 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use self::{bind::Bound, operator::Operator, reload::Watcher};
+use self::{
+    bind::Bound,
+    operator::Operator,
+    reload::Watcher,
+    supervisor::{Pulse, Supervisor},
+};
 use crate::{
     admin::{News, change::Change},
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
+    connection::opening::Opening,
     control::Control,
     dedup::Table,
     feed::Feed,
@@ -40,6 +49,7 @@ use crate::{
     roster::Roster,
     server::{self, Doors, Handler, Orders, Stage},
     shutdown::{Signals, Wanted},
+    tls::{self, Tls, acme},
 };
 
 /// Keys in flight at a time, over all endpoints.
@@ -134,8 +144,11 @@ pub struct App {
     admin_threads: usize,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
+    /// Where certificates are obtained from an authority.
+    acme: Option<Arc<acme::Manager>>,
     /// Where this process logs by itself.
     log: Option<log::Switch>,
+    supervisor: Supervisor,
 }
 
 impl App {
@@ -163,12 +176,16 @@ impl App {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
-        let live = Arc::new(live(&config, &shared, None).map_err(AppError::Upstream)?);
+        let acme = obtaining(&config)?;
+        let live = live(&config, &shared, None, acme.as_deref());
+        let live = Arc::new(live.map_err(AppError::Upstream)?);
+        note_certificates(&config, &shared, acme.as_deref());
         let threads = config.server.threads;
         let public = bind::public(&config.server.listen, threads)?;
         let addresses = public.iter().map(|b| ("public", b.address.to_string()));
         let mut listening: Vec<_> = addresses.collect();
 
+        let mut supervisor = Supervisor::new();
         let is_ready = Arc::new(AtomicBool::new(false));
         let (public_orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
@@ -176,7 +193,8 @@ impl App {
         });
         let (ended_one, ended) = mpsc::channel(threads.get());
         let (started_one, mut started) = mpsc::channel(threads.get() + 1);
-        let doors = Doors::new(shared.metrics.connections.clone());
+        let room = descriptors::room_for_senders(&config);
+        let doors = Doors::new(shared.metrics.connections.clone(), room);
         for number in 0..threads.get() {
             let sockets = bind::share(&public, number)?;
             let (shared, live, doors) = (shared.clone(), live.clone(), doors.clone());
@@ -184,7 +202,8 @@ impl App {
             let make = move || Gate::new(shared, live);
             let name = format!("hookward-{number}");
             let notices = (started_one.clone(), ended_one.clone());
-            thread(name, make, sockets, budget, doors, orders, notices)?;
+            let pulse = supervisor.pulse();
+            thread(name, make, sockets, budget, doors, orders, (pulse, notices))?;
         }
         let (disk_ended_one, disk_ended) = mpsc::channel(DISK_THREADS);
         if let (Some(queue), Some(dir)) = (&shared.queue, &config.data_dir) {
@@ -195,9 +214,15 @@ impl App {
             );
             let (orders, ended) = (seen.clone(), disk_ended_one.clone());
             storage::control(dir, control, orders, ended)?;
-            storage::delivery(seen.clone(), disk_ended_one)?;
+            storage::delivery(seen.clone(), supervisor.pulse(), disk_ended_one)?;
         }
-        let operator = operator::start(&config, &shared, &is_ready, seen, &started_one)?;
+        let operator = operator::start(
+            &config,
+            (&shared, &is_ready),
+            seen,
+            &mut supervisor,
+            &started_one,
+        )?;
         drop(started_one);
         let Operator {
             orders: admin,
@@ -230,7 +255,9 @@ impl App {
             admin_threads,
             bound,
             listening,
+            acme,
             log: None,
+            supervisor,
         })
     }
 
@@ -247,6 +274,7 @@ impl App {
             endpoints = self.live.endpoints.len(),
             "ready"
         );
+        self.supervisor.ready(self.live.endpoints.len());
     }
 
     /// The addresses senders connect to.
@@ -283,8 +311,14 @@ impl App {
         runtime.block_on(async move {
             self.announce();
             let mut watcher = Watcher::new(&self.config.watched);
+            let acme = self.acme.clone();
+            let mut renewing = pin!(obtain(acme.as_deref()));
             loop {
                 tokio::select! {
+                    () = &mut renewing => return Err(AppError::ThreadEnded),
+                    () = issued(acme.as_deref()) => {
+                        note_certificates(&self.config, &self.shared, acme.as_deref());
+                    }
                     wanted = signals.next() => match wanted {
                         Wanted::Reload => self.reload(&mut watcher, "signal"),
                         Wanted::Stop => break,
@@ -302,6 +336,7 @@ impl App {
                     Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
                     broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
                     _ = self.admin_ended.recv() => return Err(AppError::ThreadEnded),
+                    never = self.supervisor.watch() => match never {},
                 }
             }
             tokio::select! {
@@ -336,6 +371,7 @@ impl App {
     async fn drain(&mut self) -> Result<(), AppError> {
         self.is_ready.store(false, Ordering::Release);
         self.shared.is_leaving.store(true, Ordering::Relaxed);
+        self.supervisor.stopping();
         let (delay, grace) = (self.config.shutdown_delay, self.config.shutdown_grace);
         tracing::info!(
             delay_seconds = delay.as_secs_f64(),
@@ -378,6 +414,7 @@ impl App {
 
     /// Tries the configuration again; a bad one changes nothing.
     fn reload(&mut self, watcher: &mut Watcher, why: &'static str) {
+        self.supervisor.reloading();
         // Looked at before they are read: what changes meanwhile is read again.
         let mut seen = watcher.look();
         let mut named = Vec::new();
@@ -397,6 +434,7 @@ impl App {
                     endpoints = self.live.endpoints.len(),
                     "configuration reloaded"
                 );
+                self.supervisor.ready(self.live.endpoints.len());
             }
             Err(faults) => {
                 self.is_behind = true;
@@ -405,6 +443,7 @@ impl App {
                 for fault in faults {
                     tracing::error!(why, %fault, "configuration refused, the running one stays");
                 }
+                self.supervisor.refused();
             }
         }
     }
@@ -428,7 +467,8 @@ impl App {
         if let Some(error) = new.roster_fault {
             return Err(fault("data_dir", error.to_string()));
         }
-        let live = live(&new, &self.shared, Some(&self.live)).map_err(|what| fault("", what))?;
+        let live = live(&new, &self.shared, Some(&self.live), self.acme.as_deref())
+            .map_err(|what| fault("", what))?;
         if let Some(log) = self.log.as_ref().filter(|_| new.log != self.config.log) {
             log.set(&new.log.level);
         }
@@ -450,6 +490,7 @@ impl App {
         self.shared.metrics.retain(&now, &before);
         self.public.send_modify(|orders| orders.news = live.clone());
         self.live = live;
+        note_certificates(&new, &self.shared, self.acme.as_deref());
         self.shared
             .access_log
             .store(new.log.access, Ordering::Relaxed);
@@ -462,14 +503,60 @@ impl App {
     }
 }
 
-fn live(config: &Config, shared: &Arc<Shared>, before: Option<&Live>) -> Result<Live, String> {
+fn live(
+    config: &Config,
+    shared: &Arc<Shared>,
+    before: Option<&Live>,
+    acme: Option<&acme::Manager>,
+) -> Result<Live, String> {
+    let server = &config.server;
+    let shown = || acme.map(|acme| acme.shown().clone());
+    let tls = server.tls.as_ref();
+    let tls = tls.map(|material| Tls::new(&material.certificates, shown()));
     Live::new(
         config.endpoints.clone(),
         config.limits,
-        config.server.trusted_proxies.clone(),
+        server.trusted_proxies.clone(),
+        Opening::new(tls, server.proxies.clone()),
         shared,
         before,
     )
+}
+
+/// Opens what is kept of certificates from an authority, where they come from one.
+fn obtaining(config: &Config) -> Result<Option<Arc<acme::Manager>>, AppError> {
+    let (Some(settings), Some(dir)) = (config.server.acme(), &config.data_dir) else {
+        return Ok(None);
+    };
+    let dir = dir.join("acme");
+    let opened = acme::Manager::open(settings.clone(), &dir);
+    let place = || format!("cannot keep certificates in {}", dir.display());
+    Ok(Some(Arc::new(
+        opened.map_err(|error| AppError::Start(place(), error))?,
+    )))
+}
+
+/// Obtains certificates for ever, where they come from an authority.
+async fn obtain(acme: Option<&acme::Manager>) {
+    match acme {
+        Some(acme) => acme.run().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when an authority has issued another certificate.
+async fn issued(acme: Option<&acme::Manager>) {
+    match acme {
+        Some(acme) => acme.changed().notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn note_certificates(config: &Config, shared: &Shared, acme: Option<&acme::Manager>) {
+    let files = config.server.tls.iter().flat_map(|tls| &tls.certificates);
+    let issued = acme.and_then(|acme| acme.shown().certificate());
+    let expiries = tls::expiries(files.chain(&issued));
+    shared.metrics.certificates(&expiries);
 }
 
 /// Resolves when the store is broken; never without one.
@@ -497,7 +584,7 @@ fn thread<H: Handler>(
     budget: Arc<Budget>,
     doors: Doors,
     orders: watch::Receiver<Orders<H::News>>,
-    (started, ended): Notices,
+    (pulse, (started, ended)): (Pulse, Notices),
 ) -> Result<(), AppError>
 where
     H::News: Send + Sync,
@@ -508,7 +595,7 @@ where
             let run = server::run(make(), sockets, budget, doors, orders, move || {
                 drop(started)
             });
-            runtime.block_on(run)
+            runtime.block_on(pulse.beside(run))
         });
         if let Err(error) = &outcome {
             tracing::error!(%error, "an event loop ended");

@@ -5,6 +5,7 @@
 
 mod api;
 mod check;
+mod core_dump;
 mod demo;
 mod endpoints;
 mod healthcheck;
@@ -17,11 +18,12 @@ mod verify;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use zeroize::Zeroizing;
 
 use crate::config::{self, Fault, Flags, Sources};
 
@@ -60,6 +62,11 @@ enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages: hookward.1 and one for each command
+    Man {
+        /// The directory they are written into
+        directory: PathBuf,
     },
     /// Ask a running hookward whether it is ready
     Healthcheck(healthcheck::HealthcheckArgs),
@@ -128,6 +135,11 @@ fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
+/// The text in one variable, wiped when dropped; `None` where there is none, or no text.
+fn hidden(variable: &str) -> Option<Zeroizing<String>> {
+    std::env::var(variable).ok().map(Zeroizing::new)
+}
+
 /// How a command that did not do its work ends.
 #[derive(Debug)]
 enum Failure {
@@ -185,6 +197,7 @@ impl Cli {
 
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
+        core_dump::forbid();
         let outcome = match self.command {
             Command::Serve(args) => serve::run(args.sources()),
             Command::Check(args) => check::run(args),
@@ -200,6 +213,7 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "hookward", &mut script);
                 print(&String::from_utf8_lossy(&script))
             }
+            Command::Man { directory } => man(&directory),
             Command::Healthcheck(args) => healthcheck::run(args),
         };
         let (code, lines) = match outcome {
@@ -213,6 +227,17 @@ impl Cli {
         }
         code
     }
+}
+
+/// Writes the manual pages.
+fn man(directory: &Path) -> Outcome {
+    let written = clap_mangen::generate_to(Cli::command(), directory);
+    written.map_err(|error| {
+        let (kind, directory) = (error.kind(), directory.display());
+        Failure::Failed(format!(
+            "{directory}: {kind}; name a directory that is there and can be written to"
+        ))
+    })
 }
 
 /// Writes to stdout; a reader that has seen enough is no failure.

@@ -7,6 +7,7 @@
 
 mod build;
 mod document;
+mod private;
 mod table;
 
 use std::{
@@ -23,14 +24,16 @@ use serde_json::Value;
 
 use crate::{
     admin,
+    connection::opening::Proxies,
     endpoint::Endpoints,
     limits::Limits,
     log,
     roster::{Roster, RosterError},
+    tls,
 };
 
-/// Where a configuration comes from.
-#[derive(Clone, Debug, Default)]
+/// Where a configuration comes from. Not to be printed: the environment holds secrets.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file named on the command line.
     pub file: Option<PathBuf>,
@@ -116,7 +119,7 @@ pub struct Config {
 }
 
 /// The public side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// Where senders connect.
     pub listen: Vec<Listen>,
@@ -124,6 +127,17 @@ pub struct Server {
     pub threads: NonZeroUsize,
     /// Peers whose `X-Forwarded-*` are kept.
     pub trusted_proxies: Vec<IpNet>,
+    /// Who begins a connection with the PROXY protocol.
+    pub proxies: Option<Proxies>,
+    /// What TCP listeners speak TLS with, if they do.
+    pub tls: Option<tls::Material>,
+}
+
+impl Server {
+    /// What is obtained from an authority, if anything is.
+    pub fn acme(&self) -> Option<&tls::acme::Settings> {
+        self.tls.as_ref()?.acme.as_ref()
+    }
 }
 
 /// What is logged, and how.
@@ -140,6 +154,8 @@ pub struct Log {
 /// An address to listen at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Listen {
+    /// The same as [`Listen::Tcp`], without TLS where the others speak it.
+    Plain(SocketAddr),
     /// An IP address and a port; port 0 is the system's choice.
     Tcp(SocketAddr),
     /// A socket in the file system.
@@ -154,12 +170,20 @@ impl Listen {
             None => text.parse().ok().map(Self::Tcp),
         }
     }
+
+    /// Reads the same, or `http://127.0.0.1:8080` for an address that stays plain beside TLS.
+    pub fn parse_public(text: &str) -> Option<Self> {
+        match text.strip_prefix("http://") {
+            Some(plain) => plain.parse().ok().map(Self::Plain),
+            None => Self::parse(text),
+        }
+    }
 }
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Plain(address) | Self::Tcp(address) => write!(f, "{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -264,6 +288,11 @@ impl Config {
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let changed = [
             ("server.listen", self.server.listen != new.server.listen),
+            (
+                "server.tls",
+                self.server.tls.is_some() != new.server.tls.is_some(),
+            ),
+            ("server.tls.acme", self.server.acme() != new.server.acme()),
             ("server.threads", self.server.threads != new.server.threads),
             ("admin.listen", self.admin_listen != new.admin_listen),
             ("admin.api_listen", self.api_listen != new.api_listen),

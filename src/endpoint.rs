@@ -20,6 +20,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 pub use self::{
     allow::{Allow, Allowed},
@@ -205,7 +206,10 @@ pub struct TlsMaterial {
     /// Roots trusted in addition.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// The certificate chain and key we show when asked for one.
-    pub client: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    pub client: Option<(
+        Vec<CertificateDer<'static>>,
+        Zeroizing<PrivateKeyDer<'static>>,
+    )>,
 }
 
 impl fmt::Debug for TlsMaterial {

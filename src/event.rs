@@ -25,7 +25,8 @@ pub fn text_at(body: &[u8], pointer: &str) -> Option<String> {
     }
     let found = RefCell::new(None);
     let mut json = serde_json::Deserializer::from_slice(body);
-    // Ends with an error at the value on purpose; what was found is what counts.
+    // Leaves the rest unread at the value, which the reader takes for an error; what was found is
+    // what counts.
     let _ = Walk {
         path: pointer,
         found: &found,
@@ -153,11 +154,10 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn keep<E: serde::de::Error>(&self, text: String) -> Result<(), E> {
+    fn keep(&self, text: impl FnOnce() -> String) {
         if self.path.is_empty() {
-            *self.found.borrow_mut() = Some(text);
+            *self.found.borrow_mut() = Some(text());
         }
-        Err(E::custom("done"))
     }
 }
 
@@ -176,16 +176,19 @@ impl<'de> Visitor<'de> for Walk<'_> {
         f.write_str("an object on the way to a string")
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        self.keep(text.to_owned())
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.keep(|| text.to_owned());
+        Ok(())
     }
 
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
-        self.keep(number.to_string())
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        self.keep(|| number.to_string());
+        Ok(())
     }
 
-    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
-        self.keep(number.to_string())
+    fn visit_i64<E>(self, number: i64) -> Result<(), E> {
+        self.keep(|| number.to_string());
+        Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {

@@ -19,7 +19,6 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
 pub(crate) use self::disk::lane_of;
@@ -28,7 +27,7 @@ pub use self::live::{Lane, Live, Refusals, Shared};
 use self::visit::{Visit, problem};
 use crate::{
     body::{self, Body, BodyError},
-    connection::{self, Verdict, Watch},
+    connection::{self, Inflow, Verdict, Watch},
     dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
     endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
@@ -38,6 +37,7 @@ use crate::{
     metrics::{EventLabel, Outcome},
     rejection::{KeyFault, Malformation, Rejection},
     signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
+    trace::Trace,
     upstream::{Answer, AnswerBody, Progress, UpstreamError},
 };
 
@@ -124,12 +124,17 @@ impl Gate {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub async fn handle(
+        &self,
+        watch: &Watch,
+        request: Request<Inflow<'_>>,
+    ) -> Response<AnswerBody> {
         let now = SystemTime::now();
         let level = self.shared.feed.level();
         let mut visit = Visit::begin(now, watch.begin(), level, &mut self.random.borrow_mut());
-        let (head, incoming) = request.into_parts();
-        let outcome = self.pass(watch, &head, incoming, &mut visit).await;
+        let (head, inflow) = request.into_parts();
+        visit.trace = Trace::begin(&head.headers, now);
+        let outcome = self.pass(watch, &head, inflow, &mut visit).await;
         let mut response = match outcome {
             Ok(response) => response,
             Err(rejection) => problem(rejection, &mut visit),
@@ -151,7 +156,7 @@ impl Gate {
         &self,
         watch: &Watch,
         head: &Parts,
-        incoming: Incoming,
+        inflow: Inflow<'_>,
         visit: &mut Visit,
     ) -> Result<Response<AnswerBody>, Rejection> {
         let lanes = self.lanes.borrow().clone();
@@ -162,7 +167,6 @@ impl Gate {
         visit.enter(lane);
         let endpoint = &*lane.endpoint;
         check_remainder(remainder)?;
-        let inflow = watch.inflow(incoming);
         let announced = inflow.announced();
         visit.closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         refuse_early(endpoint, head, announced)?;
@@ -185,12 +189,14 @@ impl Gate {
         };
         disk::check_room(lane, announced)?;
 
-        let mut spent = Duration::ZERO;
+        let (mut spent, mut seen) = (Duration::ZERO, None);
         let see = |bytes: &[u8]| {
             if let Some(verification) = &mut verification {
                 let start = Instant::now();
                 verification.update(bytes);
-                spent += start.elapsed();
+                let end = Instant::now();
+                spent += end - start;
+                seen = Some(end);
             }
         };
         let body = body::read(
@@ -208,7 +214,7 @@ impl Gate {
         lane.metrics
             .body_bytes
             .observe(visit::float(body.as_bytes().len()));
-        let passed = Instant::now();
+        let passed = seen.unwrap_or_else(Instant::now);
         let origin = Origin {
             peer: watch.peer_text.as_deref(),
             peer_is_trusted: is_trusted(watch.peer, &lanes.live.trusted_proxies),
@@ -243,7 +249,6 @@ impl Gate {
         };
 
         // Only what is genuine passes here (or what an endpoint that enforces later lets through).
-        relay.passed = Instant::now();
         relay.event_type = event_type(endpoint, &head.headers, body.as_bytes());
         let Admitted::Verified(authentic) = admitted else {
             let answer = relay.send(visit, &body, false, false).await?;
@@ -621,7 +626,7 @@ struct Relay<'a> {
     event_type: Option<String>,
     /// The event carries an idempotency key of its own.
     is_keyed: bool,
-    /// When verification was over.
+    /// When the whole body had been verified.
     passed: Instant,
 }
 
@@ -669,6 +674,7 @@ impl Relay<'_> {
             .ok_or(Rejection::Overloaded)?;
         let head = self.request_head(visit, body, verified);
         let (progress, patience) = (Progress::default(), endpoint.deadline);
+        let attempt = visit.attempt(endpoint);
         let sent = self
             .pool
             .send(permit, head, body.as_bytes(), keyed, patience, &progress);
@@ -678,14 +684,17 @@ impl Relay<'_> {
                 let answered = Instant::now();
                 visit.answered = Some(answered);
                 metrics.upstream_answered(answer.status, answered - self.passed);
+                attempt.end(Ok(answer.status));
                 Ok(answer)
             }
             Some(Err(error)) => {
+                attempt.end(Err(&error));
                 metrics.upstream_errors.inc();
                 visit.cause = Some(error);
                 Err(Rejection::UpstreamUnreachable)
             }
             None => {
+                attempt.end(Err(&"no answer in time"));
                 metrics.upstream_errors.inc();
                 Err(Rejection::UpstreamTimeout)
             }

@@ -56,6 +56,10 @@ pub mod metrics;
 pub mod queue;
 // TCP, TLS or a Unix socket.
 mod stream;
+// Certificates for senders: which one is shown, and until when.
+pub mod tls;
+// What a request and its attempts tell a tracing backend.
+mod trace;
 // One event to the application: a connection, one request, its answer.
 pub mod upstream;
 

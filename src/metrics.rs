@@ -24,6 +24,7 @@ pub use self::{
     readings::{Buckets, Readings, quantile},
 };
 use crate::{
+    connection::opening::OpenFault,
     dedup::{KeyReuse, Replay},
     endpoint::{Endpoint, EndpointName, Enforcement, EventFilter, Mode},
     rejection::Rejection,
@@ -168,6 +169,8 @@ pub struct Metrics {
     secret_matches: IntCounterVec,
     last_verified: GaugeVec,
     secret_expiry: GaugeVec,
+    certificate_expiry: GaugeVec,
+    not_opened: IntCounterVec,
     evictions: IntCounterVec,
     /// Time spent on hashing and comparing, per verified or refused body.
     pub verify_duration: Histogram,
@@ -277,6 +280,18 @@ impl Metrics {
                 "When a secret stops matching.",
                 &["endpoint", "secret"],
             ),
+            certificate_expiry: moments(
+                &registry,
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate shown for a domain ends.",
+                &["domain"],
+            ),
+            not_opened: counters(
+                &registry,
+                "handshake_failures_total",
+                "Connections on which no HTTP could be spoken, by cause.",
+                &["cause"],
+            ),
             evictions: counters(
                 &registry,
                 "dedup_evictions_total",
@@ -341,6 +356,9 @@ impl Metrics {
         for cause in ["capacity", "expired"] {
             metrics.evictions.with_label_values(&[cause]);
         }
+        for cause in OpenFault::LABELS {
+            metrics.not_opened.with_label_values(&[cause]);
+        }
         let build = gauges(
             &metrics.registry,
             "build_info",
@@ -386,6 +404,20 @@ impl Metrics {
         match rejection.status(StatusCode::UNAUTHORIZED).is_client_error() {
             true => self.unrouted.refused.inc(),
             false => self.unrouted.shed.inc(),
+        }
+    }
+
+    /// Counts a connection on which no HTTP could be spoken.
+    pub fn not_opened(&self, cause: &'static str) {
+        self.not_opened.with_label_values(&[cause]).inc();
+    }
+
+    /// Notes which certificates are shown, and when they end.
+    pub fn certificates<'n>(&self, expiries: impl IntoIterator<Item = &'n (String, SystemTime)>) {
+        self.certificate_expiry.reset();
+        for (domain, ends) in expiries {
+            let gauge = self.certificate_expiry.with_label_values(&[domain]);
+            gauge.set(seconds(*ends));
         }
     }
 
@@ -458,6 +490,9 @@ impl Metrics {
             name: name.to_owned(),
             all: self.clone(),
         };
+        let is_kept = endpoint.mode != (Mode::Relay { fallback: None });
+        self.queue
+            .limit_pending(name, is_kept.then_some(endpoint.queueing.max_pending_bytes));
         for (secret, expiry) in endpoint.secrets.names().zip(endpoint.secrets.expiries()) {
             if let Some(expiry) = expiry {
                 self.secret_expiry
@@ -480,6 +515,9 @@ impl Metrics {
         for old in before {
             let name = old.name.as_str();
             let kept = running.iter().find(|e| e.name == old.name);
+            if kept.is_none() {
+                self.queue.limit_pending(name, None);
+            }
             for secret in old.secrets.names() {
                 let is_kept = kept.is_some_and(|e| {
                     e.secrets

@@ -31,6 +31,8 @@ pub enum Malformation {
     Framing,
     /// `Host` absent, doubled, not a host, or at odds with the target.
     Host,
+    /// HTTP without TLS where TLS is spoken.
+    PlainText,
     /// A header whose name, with `_` read as `-`, is one we read or set.
     Shadow,
     /// A target that is not an origin-form path, or that climbs out of its endpoint.
@@ -304,6 +306,9 @@ impl Rejection {
             }
             Self::Malformed(Malformation::Host) => {
                 "Send exactly one valid Host header that agrees with the target."
+            }
+            Self::Malformed(Malformation::PlainText) => {
+                "This address speaks HTTPS, and the request came without TLS."
             }
             Self::Malformed(Malformation::Shadow) => {
                 "A header name contains an underscore where a hyphen is meant."

@@ -18,6 +18,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use zeroize::Zeroize as _;
 
 /// The file's name in `data_dir`.
 const NAME: &str = "endpoints.json";
@@ -137,6 +138,22 @@ impl fmt::Display for RosterError {
             ),
             Self::Unreadable(kind) => write!(f, "it cannot be read: {kind}"),
         }
+    }
+}
+
+/// Wipes what may be a secret.
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.settings.values_mut().for_each(wipe);
+    }
+}
+
+fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(items) => items.iter_mut().for_each(wipe),
+        Value::Object(table) => table.values_mut().for_each(wipe),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -29,15 +29,16 @@ impl Secret {
     /// [`EmptySecret`] when there are none.
     pub fn new(
         name: String,
-        bytes: Vec<u8>,
+        bytes: impl Into<Zeroizing<Vec<u8>>>,
         not_after: Option<SystemTime>,
     ) -> Result<Self, EmptySecret> {
+        let bytes = bytes.into();
         if bytes.is_empty() {
             return Err(EmptySecret);
         }
         Ok(Self {
             name,
-            bytes: Zeroizing::new(bytes),
+            bytes,
             not_after,
         })
     }
@@ -100,25 +101,35 @@ impl SecretEncoding {
         })
     }
 
-    /// The key bytes.
+    /// The key bytes. They are written once, where they stay: a buffer that grew would leave
+    /// what it held behind.
     ///
     /// # Errors
     /// What was expected; never what was found.
-    pub fn decode(self, text: &[u8]) -> Result<Vec<u8>, &'static str> {
+    pub fn decode(self, text: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
         match self {
-            Self::Utf8 => Ok(text.to_vec()),
-            Self::Hex => hex::decode(text).map_err(|_| "an even number of hexadecimal digits"),
+            Self::Utf8 => Ok(Zeroizing::new(text.to_vec())),
+            Self::Hex => {
+                let mut bytes = Zeroizing::new(vec![0; text.len() / 2]);
+                hex::decode_to_slice(text, &mut bytes)
+                    .map_err(|_| "an even number of hexadecimal digits")?;
+                Ok(bytes)
+            }
             Self::Base64 => {
-                let plain: Zeroizing<Vec<u8>> = Zeroizing::new(
-                    text.iter()
-                        .map(|b| match b {
-                            b'-' => b'+',
-                            b'_' => b'/',
-                            other => *other,
-                        })
-                        .collect(),
-                );
-                LENIENT_BASE64.decode(&*plain).map_err(|_| "base64")
+                let mut plain = Zeroizing::new(text.to_vec());
+                for byte in plain.iter_mut() {
+                    match byte {
+                        b'-' => *byte = b'+',
+                        b'_' => *byte = b'/',
+                        _ => {}
+                    }
+                }
+                let mut bytes = Zeroizing::new(vec![0; base64::decoded_len_estimate(text.len())]);
+                let length = LENIENT_BASE64
+                    .decode_slice(&*plain, &mut bytes)
+                    .map_err(|_| "base64")?;
+                bytes.truncate(length);
+                Ok(bytes)
             }
         }
     }

@@ -5,6 +5,8 @@
 //! another. What a connection may do and for how long is `connection`'s; what a request means, the
 //! handler's.
 
+mod http2;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -22,19 +24,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
-    task::JoinSet,
+    task::{JoinError, JoinSet},
 };
 
 use crate::{
     body::Budget,
-    connection::{Io, Watch},
+    connection::{
+        Inflow, Peer, Watch,
+        http1::{Io, Line},
+        http2::Carrier,
+        opening::{OpenFault, Opened, Opening},
+    },
     gate::{Gate, Live},
     limits::Limits,
     rejection::{Malformation, Rejection, parting_answer},
@@ -47,6 +53,8 @@ use crate::{
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that connections cannot be accepted.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 /// How often a thread's idle state is looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// The smallest bound the HTTP library accepts for its read buffer, in bytes.
@@ -60,15 +68,19 @@ const FIELDS_ON_STACK: usize = 100;
 pub trait Handler: 'static {
     /// What a change of configuration brings.
     type News: Clone + 'static;
-    /// What answers are made of.
-    type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + 'static;
 
     /// Answers one request.
     fn handle(
         &self,
         watch: &Watch,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Self::Body>>;
+        request: Request<Inflow<'_>>,
+    ) -> impl Future<Output = Response<AnswerBody>>;
+    /// What new connections begin with, where that is more than HTTP.
+    fn opening(&self) -> Option<Arc<Opening>> {
+        None
+    }
+    /// Counts and logs a connection on which no HTTP could be spoken.
+    fn not_opened(&self, _fault: &OpenFault, _peer: Option<IpAddr>) {}
     /// The bounds for new connections.
     fn limits(&self) -> Limits;
     /// Takes a new configuration.
@@ -80,8 +92,6 @@ pub trait Handler: 'static {
     /// Resolves when what goes on after the last answer has ended.
     fn finish(&self) -> impl Future<Output = ()>;
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How far a process is with ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,20 +115,24 @@ pub struct Orders<N> {
 #[derive(Clone, Debug)]
 pub struct Doors {
     open: Arc<AtomicUsize>,
+    /// How many there are descriptors for.
+    room: usize,
     gauge: IntGauge,
 }
 
 impl Doors {
-    /// None is open.
-    pub fn new(gauge: IntGauge) -> Self {
+    /// None is open, and never more than `room` will be, whatever the limits say.
+    pub fn new(gauge: IntGauge, room: usize) -> Self {
         Self {
             open: Arc::default(),
+            room,
             gauge,
         }
     }
 
     fn enter(&self, max: usize) -> Option<Self> {
-        let take = |open: usize| (open < max).then_some(open + 1);
+        let most = max.min(self.room);
+        let take = |open: usize| (open < most).then_some(open + 1);
         self.open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .ok()?;
@@ -135,24 +149,53 @@ impl Doors {
 /// A bound socket, not yet on any thread.
 #[derive(Debug)]
 pub enum Socket {
-    /// TCP.
+    /// TCP without TLS.
+    Plain(std::net::TcpListener),
+    /// TCP, with TLS where there are certificates.
     Tcp(std::net::TcpListener),
     /// A stream socket in the file system.
     Unix(std::os::unix::net::UnixListener),
 }
 
 enum Listener {
-    Tcp(TcpListener),
+    /// Whether it is without TLS.
+    Tcp(TcpListener, bool),
     Unix(UnixListener),
 }
 
-/// A connection, and its other end if that is an IP socket.
-type Accepted = (Stream, Option<IpAddr>);
+/// A connection as it was accepted.
+struct Accepted {
+    stream: Stream,
+    /// Its other end, if that is an IP socket.
+    peer: Option<IpAddr>,
+    is_plain: bool,
+}
+
+impl Accepted {
+    fn tcp(tcp: TcpStream, peer: IpAddr, is_plain: bool) -> Self {
+        // Answers are written whole; nothing is gained by waiting for more.
+        let _ = tcp.set_nodelay(true);
+        Self {
+            stream: Stream::Tcp(tcp),
+            peer: Some(peer),
+            is_plain,
+        }
+    }
+
+    fn unix(unix: UnixStream) -> Self {
+        Self {
+            stream: Stream::Unix(unix),
+            peer: None,
+            is_plain: true,
+        }
+    }
+}
 
 impl Listener {
     fn new(socket: Socket) -> io::Result<Self> {
         Ok(match socket {
-            Socket::Tcp(tcp) => Self::Tcp(TcpListener::from_std(tcp)?),
+            Socket::Plain(tcp) => Self::Tcp(TcpListener::from_std(tcp)?, true),
+            Socket::Tcp(tcp) => Self::Tcp(TcpListener::from_std(tcp)?, false),
             Socket::Unix(unix) => Self::Unix(UnixListener::from_std(unix)?),
         })
     }
@@ -160,14 +203,13 @@ impl Listener {
     /// Accepts whoever waits, asking the system itself: the runtime may not know of them yet.
     fn accept_rest(self, mut welcome: impl FnMut(Accepted)) {
         let mut next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
-            Self::Tcp(tcp) => {
+            Self::Tcp(tcp, is_plain) => {
                 let Ok(tcp) = tcp.into_std() else { return };
                 Box::new(move || {
                     let (socket, peer) = tcp.accept()?;
                     socket.set_nonblocking(true)?;
-                    let _ = socket.set_nodelay(true);
                     let socket = TcpStream::from_std(socket)?;
-                    Ok((Stream::Tcp(socket), Some(peer.ip())))
+                    Ok(Accepted::tcp(socket, peer.ip(), is_plain))
                 })
             }
             Self::Unix(unix) => {
@@ -175,7 +217,7 @@ impl Listener {
                 Box::new(move || {
                     let (socket, _) = unix.accept()?;
                     socket.set_nonblocking(true)?;
-                    Ok((Stream::Unix(UnixStream::from_std(socket)?), None))
+                    Ok(Accepted::unix(UnixStream::from_std(socket)?))
                 })
             }
         };
@@ -191,14 +233,12 @@ impl Listener {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         match self {
-            Self::Tcp(tcp) => tcp.poll_accept(cx).map_ok(|(tcp, peer)| {
-                // Answers are written whole; nothing is gained by waiting for more.
-                let _ = tcp.set_nodelay(true);
-                (Stream::Tcp(tcp), Some(peer.ip()))
-            }),
+            Self::Tcp(tcp, is_plain) => tcp
+                .poll_accept(cx)
+                .map_ok(|(tcp, peer)| Accepted::tcp(tcp, peer.ip(), *is_plain)),
             Self::Unix(unix) => unix
                 .poll_accept(cx)
-                .map_ok(|(unix, _)| (Stream::Unix(unix), None)),
+                .map_ok(|(unix, _)| Accepted::unix(unix)),
         }
     }
 }
@@ -211,6 +251,8 @@ struct Connections<H> {
     /// To be woken when the stage changes.
     wakers: RefCell<HashMap<u64, Waker>>,
     next: Cell<u64>,
+    /// Requests that came by connections which carry several.
+    streams: RefCell<JoinSet<()>>,
     is_last_call_over: Cell<bool>,
 }
 
@@ -234,10 +276,12 @@ pub async fn run<H: Handler>(
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     let mut pause_until = None;
+    let mut said_at: Option<Instant> = None;
     let mut last_call = None;
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
+            here.end_streams().await;
             here.handler.finish().await;
             return Ok(());
         }
@@ -262,10 +306,9 @@ pub async fn run<H: Handler>(
                 here.is_last_call_over.set(true);
                 here.wakers.borrow().values().for_each(Waker::wake_by_ref);
             }
-            Some(ended) = tasks.join_next() => {
-                if ended.is_err_and(|error| error.is_panic()) {
-                    tracing::error!("a connection's task panicked");
-                }
+            Some(ended) = tasks.join_next() => note_end(ended),
+            Some(ended) = poll_fn(|cx| here.streams.borrow_mut().poll_join_next(cx)) => {
+                note_end(ended);
             }
             _ = tick.tick() => here.handler.tick(Instant::now()),
             () = until(pause_until) => pause_until = None,
@@ -275,7 +318,11 @@ pub async fn run<H: Handler>(
                     // It hung up before it was accepted.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        // Every pause ends in the next failure, for as long as it lasts.
+                        if said_at.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                            tracing::warn!(%error, "cannot accept connections, trying on");
+                            said_at = Some(Instant::now());
+                        }
                         pause_until = Some(tokio::time::Instant::now() + ACCEPT_PAUSE);
                     }
                 }
@@ -287,15 +334,27 @@ pub async fn run<H: Handler>(
 /// Serves one connection of the process with itself, until it ends.
 pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<Budget>) {
     // Counted nowhere: it is no sender's.
-    let uncounted = IntGauge::new("own_connections", "not shown");
-    let Some(doors) = uncounted.ok().and_then(|gauge| Doors::new(gauge).enter(1)) else {
+    let uncounted = IntGauge::new("own_connections", "not shown").ok();
+    let Some(doors) = uncounted.and_then(|gauge| Doors::new(gauge, 1).enter(1)) else {
         return;
     };
     let limits = handler.limits();
     let here = Rc::new(Connections::new(handler, budget, doors.clone()));
-    let stream = Stream::Unix(socket);
-    here.clone().serve(stream, None, limits, Guard(doors)).await;
+    let accepted = Accepted {
+        stream: Stream::Unix(socket),
+        peer: None,
+        is_plain: true,
+    };
+    here.clone()
+        .serve(accepted, limits, None, Guard(doors))
+        .await;
     here.handler.finish().await;
+}
+
+fn note_end(ended: Result<(), JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        tracing::error!("a connection's task panicked");
+    }
 }
 
 /// Resolves at a moment; never, where there is none.
@@ -322,35 +381,95 @@ impl<H: Handler> Connections<H> {
             doors,
             wakers: RefCell::default(),
             next: Cell::new(0),
+            streams: RefCell::default(),
             is_last_call_over: Cell::new(false),
         }
     }
 
-    fn welcome(self: Rc<Self>, (socket, peer): Accepted, tasks: &mut JoinSet<()>) {
+    fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
+        let opening = self.handler.opening();
         let Some(doors) = self.doors.enter(limits.max_connections) else {
-            self.handler.refused(Rejection::Overloaded, peer);
-            turn_away(&socket);
+            self.handler.refused(Rejection::Overloaded, accepted.peer);
+            // Before anything else was agreed upon nothing can be said.
+            if opening.is_none() {
+                turn_away(&accepted.stream);
+            }
             return;
         };
-        tasks.spawn_local(self.serve(socket, peer, limits, Guard(doors)));
+        tasks.spawn_local(self.serve(accepted, limits, opening, Guard(doors)));
     }
 
     async fn serve(
         self: Rc<Self>,
-        socket: Stream,
-        peer: Option<IpAddr>,
+        accepted: Accepted,
         limits: Limits,
+        opening: Option<Arc<Opening>>,
         _guard: Guard,
     ) {
-        let watch = Watch::new(socket, peer, &limits, self.budget.clone());
-        let io = Io(watch.clone());
-        let service = service_fn(|request| {
-            let (here, watch) = (self.clone(), watch.clone());
-            async move { Ok::<_, Infallible>(here.handler.handle(&watch, request).await) }
-        });
-        let mut connection = builder(&limits).serve_connection(io, service);
+        let began = Instant::now();
         let place = Place::new(&self);
+        let opened = match opening {
+            None => Opened::plain(accepted.stream, accepted.peer),
+            Some(opening) => {
+                let (peer, until) = (accepted.peer, began + limits.header_timeout);
+                match self.open(&opening, accepted, until, &place).await {
+                    Ok(opened) => opened,
+                    Err(fault) => return self.handler.not_opened(&fault, peer),
+                }
+            }
+        };
+        let peer = Peer::new(opened.ip, opened.is_secure);
+        if opened.is_http2 {
+            let carrier = Carrier::new(opened.stream, peer, &limits, began);
+            // Its state is large: only who has one pays for it.
+            return Box::pin(self.clone().serve_http2(carrier, &place)).await;
+        }
+        let line = Line::new(opened.stream, peer, &limits, self.budget.clone(), began);
+        self.serve_http1(line, &limits, &place).await;
+    }
+
+    /// Waits for the requests that go on after their connections.
+    async fn end_streams(&self) {
+        let mut streams = self.streams.take();
+        while let Some(ended) = streams.join_next().await {
+            note_end(ended);
+        }
+    }
+
+    /// Makes a connection ready for HTTP, in time and not beyond the last call.
+    async fn open(
+        &self,
+        opening: &Opening,
+        accepted: Accepted,
+        until: Instant,
+        place: &Place<'_, H>,
+    ) -> Result<Opened, OpenFault> {
+        // A handshake's state is large: only who has one pays for it.
+        let mut open = Box::pin(opening.open(accepted.stream, accepted.peer, accepted.is_plain));
+        let open = poll_fn(|cx| {
+            place.wake_with(cx.waker());
+            if self.is_last_call_over.get() {
+                return Poll::Ready(Err(OpenFault::Gone));
+            }
+            open.as_mut().poll(cx)
+        });
+        let opened = tokio::time::timeout_at(until.into(), open).await;
+        opened.unwrap_or(Err(OpenFault::Slow))
+    }
+
+    async fn serve_http1(&self, line: Rc<Line>, limits: &Limits, place: &Place<'_, H>) {
+        let io = Io(line.clone());
+        let service = service_fn(|request: Request<Incoming>| {
+            let line = line.clone();
+            async move {
+                let request = request.map(|incoming| line.inflow(incoming));
+                let response = self.handler.handle(&line.watch, request).await;
+                line.rest();
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut connection = builder(limits).serve_connection(io, service);
         let mut is_told = false;
         let outcome = poll_fn(|cx| {
             place.wake_with(cx.waker());
@@ -362,18 +481,18 @@ impl<H: Handler> Connections<H> {
         })
         .await;
         drop(connection);
-        let unsaid = watch.unsaid();
+        let unsaid = line.unsaid();
         // Only the library saw these, and answered them: 431, or 400.
         let heard = outcome.err().and_then(|error| match () {
-            () if watch.verdict().is_some() => None,
+            () if line.watch.verdict().is_some() => None,
             () if error.is_parse_too_large() => Some(Rejection::HeadersTooLarge),
             () if error.is_parse() => Some(Rejection::Malformed(Malformation::Framing)),
             () => None,
         });
         if let Some(rejection) = unsaid.or(heard) {
-            self.handler.refused(rejection, peer);
+            self.handler.refused(rejection, line.watch.peer);
         }
-        watch.finish(unsaid).await;
+        line.finish(unsaid).await;
     }
 }
 
@@ -435,7 +554,7 @@ fn turn_away(socket: &Stream) {
             let _ = unix.try_read(&mut sink);
             unix.try_write(&answer)
         }
-        // Its handshake has not begun: nothing can be said.
+        // Before its handshake, which has not begun, it is none yet.
         Stream::Tls(_) => Ok(0),
     };
 }
@@ -463,10 +582,17 @@ fn builder(limits: &Limits) -> http1::Builder {
 
 impl Handler for Rc<Gate> {
     type News = Arc<Live>;
-    type Body = AnswerBody;
 
-    async fn handle(&self, watch: &Watch, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn handle(&self, watch: &Watch, request: Request<Inflow<'_>>) -> Response<AnswerBody> {
         Gate::handle(self, watch, request).await
+    }
+
+    fn opening(&self) -> Option<Arc<Opening>> {
+        self.live().opening.clone()
+    }
+
+    fn not_opened(&self, fault: &OpenFault, peer: Option<IpAddr>) {
+        self.shared().not_opened(fault, peer, Instant::now());
     }
 
     fn limits(&self) -> Limits {

@@ -323,7 +323,7 @@ impl Scheme {
     ///
     /// # Errors
     /// What was expected; never what was found.
-    pub fn decode_secret(&self, text: &[u8]) -> Result<Vec<u8>, &'static str> {
+    pub fn decode_secret(&self, text: &[u8]) -> Result<Zeroizing<Vec<u8>>, &'static str> {
         let prefix = self.spec.secret_prefix.as_deref().unwrap_or_default();
         self.spec
             .secret_encoding

@@ -12,6 +12,7 @@
 
 mod answer;
 mod connect;
+mod once;
 
 use std::{
     cell::{Cell, RefCell},
@@ -34,6 +35,7 @@ use tokio::io::AsyncWrite as _;
 
 pub use self::answer::AnswerBody;
 pub use self::connect::{Misfit, TlsFault};
+pub(crate) use self::once::Asker;
 use self::{
     answer::{Head, Passing, Rest, Unintelligible, poll_fill, take_head},
     connect::Route,
@@ -149,7 +151,8 @@ impl Upstream {
             })
         };
         Ok(Self {
-            route: Route::new(settings)?,
+            route: Route::new(&settings.transport, settings.connect_timeout, &settings.tls)?
+                .within(settings.allow.clone()),
             load: before.map_or_else(fresh, |before| before.load.clone()),
             max_concurrency: settings.max_concurrency.get(),
             rate: settings.rate,

@@ -567,7 +567,7 @@ fn check_names_every_fault_and_no_value() {
 }
 
 #[test]
-fn what_this_version_does_not_have_is_refused_only_where_it_is_switched_on() {
+fn what_is_switched_off_needs_nothing() {
     let upstream = Upstream::new(Act::status(200));
     let endpoint = |more: &str| Daemon::endpoint("crm", "/hook", &upstream.url(), more);
     let code = |config: &str| {
@@ -577,10 +577,6 @@ fn what_this_version_does_not_have_is_refused_only_where_it_is_switched_on() {
         let output = hookward(&["check", "--config", file.to_str().unwrap()], &ENV, b"");
         (output.status.code(), err(&output))
     };
-    let config = "[server]\ntls = { cert = \"/a\", key = \"/b\" }\n".to_owned() + &endpoint("");
-    let (told, said) = code(&config);
-    assert_eq!(told, Some(2), "{config}\n{said}");
-    assert!(said.contains("not available in this version"), "{said}");
     let off = "mode = \"relay\"\nfallback = \"none\"\nfallback_after = \"10s\"\nquarantine = \"0\"\n\
                [endpoints.crm.queue]\nordering = \"none\"\n";
     let config = "data_dir = \"/tmp\"\n[admin]\ncapture = { events = 0, bytes = \"8MiB\" }\n";
@@ -619,6 +615,33 @@ fn gather(table: &toml::Table, keys: &mut Vec<String>) {
 }
 
 #[test]
+fn there_is_a_manual_page_for_every_command() {
+    let dir = support::Dir::new();
+    let written = hookward(&["man", dir.0.to_str().unwrap()], &[], b"");
+    assert_eq!(written.status.code(), Some(0), "{}", err(&written));
+    let page = |name: &str| std::fs::read_to_string(dir.0.join(name)).unwrap();
+    assert!(
+        page("hookward.1").starts_with(".ie"),
+        "{}",
+        page("hookward.1")
+    );
+    for (name, part) in [
+        ("hookward.1", "verifies, deduplicates, relays"),
+        ("hookward-serve.1", "Where verified events go"),
+        ("hookward-queue-list.1", "hookward"),
+    ] {
+        assert!(page(name).contains(part), "{}", page(name));
+    }
+    let nowhere = hookward(&["man", "/nowhere/at/all"], &[], b"");
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(
+        err(&nowhere).contains("name a directory"),
+        "{}",
+        err(&nowhere)
+    );
+}
+
+#[test]
 fn every_command_has_help_and_fails_on_what_it_does_not_know() {
     for command in [
         "serve",
@@ -628,6 +651,7 @@ fn every_command_has_help_and_fails_on_what_it_does_not_know() {
         "demo",
         "schema",
         "completions",
+        "man",
         "healthcheck",
         "queue",
     ] {

@@ -366,3 +366,29 @@ fn the_schema_is_as_strict_as_the_loader() {
     let names = endpoints["propertyNames"]["pattern"].as_str().unwrap();
     assert!(names.contains("(?!.*__)"), "{names}");
 }
+
+#[test]
+fn a_secret_can_be_a_credential_that_systemd_lays_out() {
+    let dir = Dir::new();
+    dir.write("tinytalk", SECRET);
+    let secrets = "secrets = [{ file = \"$CREDENTIALS_DIRECTORY/tinytalk\" }]\n";
+    let config = endpoint("http://127.0.0.1:1/", secrets);
+    let file = dir.write("checked.toml", &config);
+    let arguments = ["check", "--config", file.to_str().unwrap()];
+    let there = hookward(
+        &arguments,
+        &[("CREDENTIALS_DIRECTORY", dir.0.to_str().unwrap())],
+    );
+    assert!(there.status.success(), "{there:?}");
+    for unset in [&[][..], &[("CREDENTIALS_DIRECTORY", "")]] {
+        let refused = hookward(&arguments, unset);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(
+            said.contains("endpoints.crm.secrets[0].file: CREDENTIALS_DIRECTORY is not set"),
+            "{said}"
+        );
+    }
+    let elsewhere = hookward(&arguments, &[("CREDENTIALS_DIRECTORY", "/nowhere")]);
+    assert_eq!(elsewhere.status.code(), Some(2));
+}

@@ -317,6 +317,8 @@ fn the_queues_metrics_exist_from_the_start() {
         "hookward_queue_events{endpoint=\"crm\",state=\"pending\"} 0",
         "hookward_queue_events{endpoint=\"crm\",state=\"dead\"} 0",
         "hookward_queue_bytes 0",
+        "hookward_queue_pending_bytes{endpoint=\"crm\"} 0",
+        "hookward_queue_pending_limit_bytes{endpoint=\"crm\"} 1073741824",
         "hookward_queue_oldest_event_age_seconds{endpoint=\"crm\"} 0",
         "hookward_deliveries_total{endpoint=\"crm\",result=\"delivered\"} 0",
         "hookward_deliveries_total{endpoint=\"crm\",result=\"retry\"} 0",

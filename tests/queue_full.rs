@@ -55,6 +55,12 @@ fn beyond_its_bound_an_endpoint_refuses_before_it_reads_and_heals_when_there_is_
     assert_eq!((early.status, early.reason().as_str()), (503, "queue_full"));
     let labels = [("endpoint", "crm"), ("reason", "queue_full")];
     assert_eq!(daemon.metric("hookward_rejections_total", &labels), 2.0);
+    let bytes = |name| daemon.metric(name, &[("endpoint", "crm")]);
+    let left = bytes("hookward_queue_pending_limit_bytes") - bytes("hookward_queue_pending_bytes");
+    assert!(
+        (0.0..8192.0).contains(&left),
+        "{left} bytes are left for one of 8 KiB"
+    );
 
     for _ in &accepted {
         upstream.next_message();

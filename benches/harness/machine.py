@@ -1,6 +1,7 @@
 """The machine under the benches: tools, ports, pinned processes, and who used which core for how long."""
 
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -11,6 +12,8 @@ import time
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 READY_SECONDS = 10
 STOP_SECONDS = 5
+# Where `cargo static` puts the binary.
+SHIPPED = f"target/{platform.machine()}-unknown-linux-gnu/release/hookward"
 
 
 class Refusal(Exception):
@@ -27,7 +30,7 @@ def tool(name, package):
 
 def hookward_binary(path):
     if not os.access(path, os.X_OK):
-        raise Refusal(f"{path} not found: cargo build --release, or name the binary with --hookward")
+        raise Refusal(f"{path} not found: cargo static, or name the binary with --hookward")
     return os.path.abspath(path)
 
 

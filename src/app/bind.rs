@@ -93,7 +93,8 @@ fn take(passed: &mut ListenFd, number: usize) -> io::Result<Bound> {
 pub(super) fn all(addresses: &[Listen], threads: NonZeroUsize) -> Result<Vec<Bound>, AppError> {
     let bind = |address: &Listen| {
         match address {
-            Listen::Tcp(tcp) => bind_tcp(*tcp, threads),
+            Listen::Plain(tcp) => bind_tcp(*tcp, threads, Listen::Plain),
+            Listen::Tcp(tcp) => bind_tcp(*tcp, threads, Listen::Tcp),
             Listen::Unix(path) => bind_unix(path),
         }
         .map_err(|error| AppError::Start(format!("cannot listen at {address}"), error))
@@ -103,7 +104,11 @@ pub(super) fn all(addresses: &[Listen], threads: NonZeroUsize) -> Result<Vec<Bou
 
 /// Binds once without `SO_REUSEPORT`, which a second instance would share silently; then, for more
 /// than one thread, once per thread with it.
-fn bind_tcp(address: SocketAddr, threads: NonZeroUsize) -> io::Result<Bound> {
+fn bind_tcp(
+    address: SocketAddr,
+    threads: NonZeroUsize,
+    kind: fn(SocketAddr) -> Listen,
+) -> io::Result<Bound> {
     let alone = tcp_socket(address, false)?;
     let address = alone.local_addr()?;
     let sockets = if threads.get() == 1 {
@@ -115,7 +120,7 @@ fn bind_tcp(address: SocketAddr, threads: NonZeroUsize) -> io::Result<Bound> {
             .collect::<io::Result<_>>()?
     };
     Ok(Bound {
-        address: Listen::Tcp(address),
+        address: kind(address),
         sockets: Sockets::Tcp(sockets),
         is_ours: false,
     })
@@ -160,7 +165,13 @@ pub(super) fn share(bound: &[Bound], thread: usize) -> Result<Vec<server::Socket
             // A socket that systemd passed is one for all threads.
             Sockets::Tcp(all) => all.get(thread).or(all.first()).map_or_else(
                 || Err(io::ErrorKind::NotFound.into()),
-                |tcp| tcp.try_clone().map(server::Socket::Tcp),
+                |tcp| {
+                    let kind = match bound.address {
+                        Listen::Plain(_) => server::Socket::Plain,
+                        Listen::Tcp(_) | Listen::Unix(_) => server::Socket::Tcp,
+                    };
+                    tcp.try_clone().map(kind)
+                },
             ),
             Sockets::Unix(unix) => unix.try_clone().map(server::Socket::Unix),
             Sockets::Gone => Err(io::ErrorKind::NotFound.into()),

@@ -38,10 +38,11 @@ impl App {
         let Plan { roster, made, .. } = plan;
         let new = config::with_roster(&self.config, roster, &self.sources, now)
             .map_err(|faults| refusal(&name, faults))?;
-        let live = live(&new, &self.shared, Some(&self.live)).map_err(|what| {
-            let key = String::new();
-            Refused::Wrong(vec![Wrong { key, what }])
-        })?;
+        let live =
+            live(&new, &self.shared, Some(&self.live), self.acme.as_deref()).map_err(|what| {
+                let key = String::new();
+                Refused::Wrong(vec![Wrong { key, what }])
+            })?;
         // On disk first: what has taken effect survives a crash.
         new.roster.write(&dir).map_err(|error| {
             Refused::Storage(format!("data_dir: the change was not put on disk: {error}"))

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{AppError, bind, bind::Bound, thread};
+use super::{AppError, bind, bind::Bound, supervisor::Supervisor, thread};
 use crate::{
     admin::{
         self, Admin, News, Serves,
@@ -48,9 +48,9 @@ pub(super) fn news(config: &Config) -> Arc<News> {
 /// Binds the listeners and starts a thread for each kind of them.
 pub(super) fn start(
     config: &Config,
-    shared: &Arc<Shared>,
-    is_ready: &Arc<AtomicBool>,
+    (shared, is_ready): (&Arc<Shared>, &Arc<AtomicBool>),
     live: watch::Receiver<Orders<Arc<Live>>>,
+    supervisor: &mut Supervisor,
     started: &mpsc::Sender<()>,
 ) -> Result<Operator, AppError> {
     let (orders, seen) = watch::channel(Orders {
@@ -86,9 +86,9 @@ pub(super) fn start(
             move || Admin::new(sources, serves),
             bind::share(&here, 0)?,
             shared.budget.clone(),
-            Doors::new(uncounted),
+            Doors::new(uncounted, usize::MAX),
             seen.clone(),
-            (started.clone(), ended_one.clone()),
+            (supervisor.pulse(), (started.clone(), ended_one.clone())),
         )?;
         bound.extend(here);
     }

@@ -5,7 +5,7 @@ use std::{io, path::Path, sync::Arc, time::SystemTime};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{AppError, runtime};
+use super::{AppError, runtime, supervisor::Pulse};
 use crate::{
     config::Config,
     control::{Control, socket},
@@ -53,11 +53,14 @@ type Seen = watch::Receiver<Orders<Arc<Live>>>;
 type EndedOne = mpsc::Sender<io::Result<()>>;
 
 /// Starts the thread that delivers.
-pub(super) fn delivery(orders: Seen, ended: EndedOne) -> Result<(), AppError> {
-    thread("hookward-delivery", ended, || delivery::run(orders))
+pub(super) fn delivery(orders: Seen, pulse: Pulse, ended: EndedOne) -> Result<(), AppError> {
+    thread("hookward-delivery", ended, || {
+        pulse.beside(delivery::run(orders))
+    })
 }
 
-/// Starts the thread that takes an operator's orders at a socket in the data directory.
+/// Starts the thread that takes an operator's orders at a socket in the data directory. It has no
+/// pulse: an order may take as long as it takes.
 pub(super) fn control(
     dir: &Path,
     control: Control,

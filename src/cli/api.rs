@@ -68,7 +68,7 @@ impl ApiArgs {
                 let read = std::fs::read(path);
                 Some(read.map_err(|error| usage(format!("--token-file: {}", error.kind())))?)
             }
-            (None, Some(name)) => Some(send::variable("--token-env", name)?.into_bytes()),
+            (None, Some(name)) => Some(send::variable("--token-env", name)?.as_bytes().to_vec()),
             (None, None) => None,
         };
         let given = given.map(Zeroizing::new);
@@ -109,7 +109,7 @@ fn place(door: &Door) -> Result<Place, Failure> {
     let first = door.listen.first();
     match first.ok_or_else(|| usage("admin.listen is empty: there is nobody to ask"))? {
         Listen::Unix(path) => Ok(Place::Socket(path.clone())),
-        Listen::Tcp(address) => {
+        Listen::Plain(address) | Listen::Tcp(address) => {
             // Bound to every address means reachable at loopback.
             let mut address = *address;
             if address.ip().is_unspecified() {

@@ -177,8 +177,8 @@ impl TableArgs {
             return Ok(Some(cut.strip_suffix('\r').unwrap_or(cut).to_owned()));
         }
         let name = self.secret_env.as_deref();
-        name.map(|name| send::variable("--secret-env", name))
-            .transpose()
+        let text = name.map(|name| send::variable("--secret-env", name));
+        Ok(text.transpose()?.map(|text| text.to_string()))
     }
 }
 

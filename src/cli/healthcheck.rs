@@ -72,7 +72,7 @@ fn ask(address: &Listen) -> std::io::Result<String> {
     const REQUEST: &[u8] = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let mut answer = String::new();
     match address {
-        Listen::Tcp(address) => {
+        Listen::Plain(address) | Listen::Tcp(address) => {
             // Bound to every address means reachable at loopback.
             let mut address = *address;
             if address.ip().is_unspecified() {

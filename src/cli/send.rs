@@ -5,8 +5,9 @@ use std::{path::PathBuf, time::SystemTime};
 use clap::Args;
 use http::Uri;
 use serde_json::json;
+use zeroize::Zeroizing;
 
-use super::{Failure, Outcome, environment, print, sample};
+use super::{Failure, Outcome, hidden, print, sample};
 use crate::{
     secret::Secret,
     signature::{KeySource, Scheme, ToSign},
@@ -98,14 +99,13 @@ pub(super) fn run(args: SendArgs) -> Outcome {
 }
 
 /// What a variable holds that an option names.
-pub(super) fn variable(option: &str, name: &str) -> Result<String, Failure> {
-    let found = environment().into_iter().find(|(n, _)| n == name);
+pub(super) fn variable(option: &str, name: &str) -> Result<Zeroizing<String>, Failure> {
     let unset = || {
         Failure::Usage(vec![format!(
             "{option}: the variable named there is not set"
         )])
     };
-    Ok(found.ok_or_else(unset)?.1)
+    hidden(name).ok_or_else(unset)
 }
 
 /// The secret in a variable, as the scheme writes secrets.

@@ -6,13 +6,14 @@ use super::{Failure, Outcome};
 use crate::{
     app::{App, AppError, MainThread},
     config::{self, Config, Sources},
-    log,
+    log, trace,
 };
 
 pub(super) fn run(sources: Sources) -> Outcome {
     let main = MainThread::new().map_err(|error| Failure::Failed(error.to_string()))?;
     let config = config::load(&sources, SystemTime::now())?;
     let (_flushed, log) = start_log(&config, &sources)?;
+    let _traces = trace::start().map_err(|what| Failure::Usage(vec![what]))?;
     for warning in &config.warnings {
         tracing::warn!(warning, "configuration");
     }

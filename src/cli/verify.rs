@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Failure, Outcome, environment, print};
+use super::{Failure, Outcome, hidden, print};
 use crate::signature::{
     Scheme, VerifyError,
     explain::{Case, explain},
@@ -119,10 +119,10 @@ fn secret(args: &VerifyArgs) -> Result<Zeroizing<Vec<u8>>, Failure> {
         Zeroizing::new(cut.unwrap_or(&bytes).to_vec())
     } else {
         let name = args.secret_env.as_deref().unwrap_or_default();
-        let found = environment().into_iter().find(|(n, _)| n == name);
-        let (_, text) =
-            found.ok_or_else(|| usage("--secret-env: the variable named there is not set"))?;
-        Zeroizing::new(text.into_bytes())
+        let text = hidden(name);
+        let text =
+            text.ok_or_else(|| usage("--secret-env: the variable named there is not set"))?;
+        Zeroizing::new(text.as_bytes().to_vec())
     };
     if secret.is_empty() {
         Err(usage("the secret is empty: anyone could sign"))

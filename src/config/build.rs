@@ -3,9 +3,11 @@
 mod admin;
 mod endpoint;
 mod queueing;
+mod tls;
 
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     rc::Rc,
@@ -18,9 +20,10 @@ use self::{admin::read_admin, endpoint::Reader};
 use super::{
     Config, Door, Fault, Listen, Log, Server,
     document::{Document, TOP},
-    table::{self, Kind, Table, as_text},
+    table::{self, Table, as_text},
 };
 use crate::{
+    connection::opening::Proxies,
     dedup,
     endpoint::{Dedup, Endpoints, MissingKey},
     limits::Limits,
@@ -30,15 +33,15 @@ use crate::{
 
 const MS: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_hours(24);
-/// What switches on something that does not exist yet.
-pub(super) const NOT_AVAILABLE: &str = "not available in this version";
 /// Longest data directory, in bytes: a socket's path is at most 107, and `/control.sock` is in it.
 const DATA_DIR_LENGTH: usize = 107 - "/control.sock".len();
+const PUBLIC: &str = "an address such as 127.0.0.1:8080, [::1]:8080, http://127.0.0.1:8080 \
+                      (plain beside TLS) or unix:/run/app.sock";
 const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/run/app.sock";
 
 /// Makes a configuration of a document.
 pub(super) fn build(
-    document: Document,
+    mut document: Document,
     roster: Result<Roster, RosterError>,
     env: &[(String, String)],
     now: SystemTime,
@@ -80,10 +83,13 @@ pub(super) fn build(
     }
     config.roster_fault = roster_fault;
     config.roster = roster;
-    config.warnings.splice(0..0, document.warnings.clone());
+    config
+        .warnings
+        .splice(0..0, std::mem::take(&mut document.warnings));
     config.watched.clone_from(named);
     config.effective = effective;
-    config.document = Some(document);
+    // Needed where something may change at run time; else it is forgotten with what stands in it.
+    config.document = config.admin.token.is_some().then_some(document);
     Ok(config)
 }
 
@@ -146,10 +152,21 @@ fn read_root(
         Duration::from_secs(25),
         Duration::ZERO..=hour,
     );
-    let server = read_server(root);
+    let mut watched = BTreeSet::new();
+    let mut warnings = Vec::new();
+    let mut around = tls::Surroundings {
+        now,
+        has_data_dir: data_dir.is_some(),
+        warnings: &mut warnings,
+        watched: &mut watched,
+    };
+    let server = read_server(root, &mut around);
     let mut reader = Reader::new(env, now, data_dir.is_some());
+    reader.warnings = warnings;
+    reader.watched = watched;
     let admin = read_admin(root, &mut reader);
     reader.allow = admin.allow;
+    reader.keeps_keys = admin.settings.token.is_some();
     let log = read_log(root)?;
     let limits = read_limits(root);
     let mut table = root.table("dedup");
@@ -205,10 +222,10 @@ fn unusable(path: &Path) -> Option<String> {
     })
 }
 
-fn read_server(root: &mut Table) -> Option<Server> {
+fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<Server> {
     let mut table = root.table("server");
     let is_empty = table.is_empty_list("listen");
-    let listen = table.list("listen", &["0.0.0.0:8080"], ADDRESS, Listen::parse);
+    let listen = table.list("listen", &["0.0.0.0:8080"], PUBLIC, Listen::parse_public);
     if is_empty {
         table.fault("listen", "expected at least one address");
     }
@@ -218,19 +235,32 @@ fn read_server(root: &mut Table) -> Option<Server> {
     let network = "a network such as 10.0.0.0/8 or ::1/128";
     let parse = |text: &str| text.parse().ok();
     let trusted_proxies = table.list("trusted_proxies", &[], network, parse);
-    if table.flag("proxy_protocol", false) {
-        table.fault("proxy_protocol", NOT_AVAILABLE);
-    }
-    if table.has("tls") {
-        table.fault("tls", NOT_AVAILABLE);
-    }
-    table.read("tls", Kind::Text, "a table", |_| Some(()));
-    table.describe("tls", json!({"type": "object"}));
+    let proxies = table
+        .flag("proxy_protocol", false)
+        .then(|| match trusted_proxies.as_slice() {
+            [] => Proxies::All,
+            networks => Proxies::Of(networks.to_vec()),
+        });
+    let tls = tls::read(&mut table, around);
+    let has_tls = table.shows("tls");
     root.close("server", table);
+    let bare = listen.iter().find(|address| match address {
+        Listen::Tcp(tcp) => !has_tls && !tcp.ip().is_loopback(),
+        Listen::Plain(tcp) => !tcp.ip().is_loopback(),
+        Listen::Unix(_) => false,
+    });
+    if let Some(address) = bare.filter(|_| trusted_proxies.is_empty() && proxies.is_none()) {
+        around.warnings.push(format!(
+            "server.listen: {address} speaks plain HTTP, and senders require HTTPS; set server.tls, \
+             or put what terminates TLS in front and name its network in server.trusted_proxies"
+        ));
+    }
     Some(Server {
         listen,
         threads: NonZeroUsize::new(threads)?,
         trusted_proxies,
+        proxies,
+        tls,
     })
 }
 

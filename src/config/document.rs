@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,13 +11,15 @@ use figment::{
     value::{Dict, Map as Profiles, Value as Parsed},
 };
 use serde_json::{Map, Value, json};
+use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{Fault, Flags, Sources};
+use super::{Fault, Flags, Sources, private};
 use crate::roster::Roster;
 
 /// Where the configuration is when nothing says otherwise.
 const DEFAULT_FILE: &str = "/etc/hookward/hookward.toml";
 const PREFIX: &str = "HOOKWARD_";
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Variables of ours that are no configuration.
 const RESERVED: [&str; 2] = ["CONFIG", "LOG"];
 /// The tables and keys at the top.
@@ -33,7 +35,8 @@ pub(super) const TOP: [&str; 9] = [
     "endpoints",
 ];
 
-/// The merged configuration and what it was made of.
+/// The merged configuration and what it was made of. Not to be printed: a value that stands in it
+/// may be a secret. Its own copies are wiped when it is dropped.
 #[derive(Clone)]
 pub(super) struct Document {
     pub(super) values: Map<String, Value>,
@@ -156,6 +159,19 @@ impl Document {
     }
 }
 
+impl Drop for Document {
+    fn drop(&mut self) {
+        let layers = [
+            &mut self.file_values,
+            &mut self.env_values,
+            &mut self.flag_values,
+        ];
+        let merged = self.values.values_mut();
+        layers.into_iter().chain(merged).for_each(wipe);
+        self.written.values_mut().for_each(String::zeroize);
+    }
+}
+
 /// How many of these keys, from the first, a value has.
 fn depth(value: &Value, keys: &[&str]) -> usize {
     let mut at = Some(value);
@@ -184,7 +200,7 @@ fn read_file(path: &Path) -> Result<Value, Fault> {
         path: String::new(),
         what,
     };
-    let text = fs::read_to_string(path).map_err(|error| {
+    let text = read_text(path).map_err(|error| {
         let is_no_text = error.kind() == io::ErrorKind::InvalidData;
         let reason = format!("{}; {}", error.kind(), remedy(error.kind()));
         fault(format!(
@@ -205,14 +221,50 @@ fn read_file(path: &Path) -> Result<Value, Fault> {
     .map_err(fault)
 }
 
+/// A whole text, which may hold what is meant for nobody's eyes: written once, wiped when dropped.
+fn read_text(path: &Path) -> io::Result<Zeroizing<String>> {
+    let bytes = private::read(path)?.bytes;
+    let text = str::from_utf8(&bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Wipes every text in a value.
+fn wipe(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(items) => items.iter_mut().for_each(wipe),
+        Value::Object(entries) => entries.values_mut().for_each(wipe),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// What helps when a file cannot be read.
 pub(super) fn remedy(kind: io::ErrorKind) -> &'static str {
     match () {
         () if kind == io::ErrorKind::NotFound => "create it, or name another",
         () if kind == io::ErrorKind::PermissionDenied => "let this user read it",
         () if kind == io::ErrorKind::IsADirectory => "name a file in it",
+        () if kind == io::ErrorKind::FileTooLarge => "name one of at most 1 MiB",
         () => "look at the file system",
     }
+}
+
+/// Where a file that a configuration names is: under `$CREDENTIALS_DIRECTORY/` it is one that systemd
+/// laid there for this run (`LoadCredential=`).
+///
+/// # Errors
+/// What would be right, where the variable is not set.
+pub(super) fn located(path: &Path, env: &[(String, String)]) -> Result<PathBuf, &'static str> {
+    let Ok(name) = path.strip_prefix(format!("${CREDENTIALS}")) else {
+        return Ok(path.to_owned());
+    };
+    env.iter()
+        .find(|(variable, directory)| variable == CREDENTIALS && !directory.is_empty())
+        .map(|(_, directory)| Path::new(directory).join(name))
+        .ok_or(
+            "CREDENTIALS_DIRECTORY is not set: systemd sets it for a service with LoadCredential; \
+             elsewhere, set it to the directory",
+        )
 }
 
 fn read_toml(text: &str) -> Result<Value, String> {

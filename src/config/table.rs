@@ -116,6 +116,16 @@ impl Table {
         self.values.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// Whether the key holds a list.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_array)
+    }
+
+    /// Whether the effective configuration shows the key.
+    pub(super) fn shows(&self, key: &str) -> bool {
+        self.shown.contains_key(key)
+    }
+
     /// Whether the key holds a list without an item.
     pub(super) fn is_empty_list(&self, key: &str) -> bool {
         let list = self.values.get(key).and_then(Value::as_array);

@@ -173,10 +173,7 @@ fn all_faults_are_told_at_once_with_place_and_remedy() {
 }
 
 #[test]
-fn what_does_not_exist_yet_is_refused_only_where_it_is_switched_on() {
-    let text = endpoint("[server]\ntls = { cert = \"a\", key = \"b\" }");
-    let told = fault("tls", &text);
-    assert!(told.ends_with("not available in this version"), "{told}");
+fn what_is_switched_off_needs_no_place_on_disk() {
     good(
         "off",
         &endpoint("mode = \"relay\"\nfallback = \"none\"\nquarantine = \"0\""),
@@ -329,6 +326,7 @@ fn no_fault_shows_what_was_found() {
 fn secrets_must_be_there_and_short_ones_are_warned_about() {
     let with = |value: &str| {
         let text = endpoint("").replace("SECRET", "OTHER");
+        let text = format!("server.listen = [\"127.0.0.1:8080\"]\n{text}");
         Try::new("secret", "toml", &text).env("OTHER", value).load()
     };
     assert!(with("").unwrap_err().contains("is empty"));
@@ -439,7 +437,8 @@ fn a_fault_names_the_variable_or_flag_it_came_from() {
 
 #[test]
 fn variables_of_others_are_ignored_with_one_warning() {
-    let config = Try::new("k8s", "toml", &endpoint(""))
+    let text = format!("server.listen = [\"127.0.0.1:8080\"]\n{}", endpoint(""));
+    let config = Try::new("k8s", "toml", &text)
         .env("HOOKWARD_SERVICE_HOST", "10.0.0.1")
         .env("HOOKWARD_PORT_8080_TCP", "tcp://10.0.0.1:8080")
         .env("HOOKWARD_LOG", "debug")
@@ -447,6 +446,127 @@ fn variables_of_others_are_ignored_with_one_warning() {
         .unwrap();
     assert_eq!(config.warnings.len(), 1);
     assert!(config.warnings[0].contains("HOOKWARD_PORT_8080_TCP, HOOKWARD_SERVICE_HOST"));
+}
+
+#[test]
+fn plain_http_for_strangers_is_warned_about_unless_something_stands_in_front() {
+    let warns = |server: &str| {
+        let config = good("plain", &format!("[server]\n{server}\n{}", endpoint("")));
+        let is_ours = |warning: &String| warning.contains("speaks plain HTTP");
+        config.warnings.iter().any(is_ours)
+    };
+    assert!(warns(""));
+    assert!(warns("listen = [\"127.0.0.1:80\", \"[::]:80\"]"));
+    assert!(warns("listen = [\"http://10.0.0.1:80\"]"));
+    assert!(!warns(
+        "listen = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/x.sock\"]"
+    ));
+    assert!(!warns("trusted_proxies = [\"10.0.0.0/8\"]"));
+}
+
+#[test]
+fn certificates_in_files_are_shown_as_they_were_given() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let pair = format!(
+        "{{ cert = \"{0}/server.pem\", key = \"{0}/server.key\" }}",
+        fixtures.display()
+    );
+    for tls in [pair.clone(), format!("[{pair}, {pair}]")] {
+        let config = good("files", &format!("[server]\ntls = {tls}\n{}", endpoint("")));
+        let shown = config.effective_toml();
+        assert!(
+            shown.contains("server.key") && !shown.contains("acme"),
+            "{shown}"
+        );
+        let files = &config.server.tls.unwrap().certificates;
+        assert_eq!(files.len(), tls.matches("server.pem").count());
+        assert!(
+            config
+                .watched
+                .iter()
+                .any(|path| path.ends_with("server.key"))
+        );
+    }
+}
+
+#[test]
+fn certificates_from_an_authority_need_names_and_a_place() {
+    let with = |top: &str, acme: &str| {
+        let text = format!(
+            "{top}\n[server]\ntls = {{ acme = {acme} }}\n{}",
+            endpoint("")
+        );
+        Try::new("acme", "toml", &text).load()
+    };
+    let place = "data_dir = \"/var/lib/x\"";
+    let config = with(place, "{ domains = [\"Hooks.example\"] }").unwrap();
+    let acme = config.server.acme().unwrap();
+    assert_eq!(acme.domains, ["hooks.example"]);
+    assert!(acme.directory.starts_with("https://acme-v02."));
+    assert_eq!((&acme.contact, acme.roots.len()), (&None, 0));
+    assert!(config.effective_toml().contains("[server.tls.acme]"));
+    let told = |top: &str, acme: &str| with(top, acme).unwrap_err();
+    let good = "domains = [\"a.example\"]";
+    for (top, acme, part) in [
+        (
+            "",
+            format!("{{ {good} }}"),
+            "server.tls.acme: expected data_dir with it",
+        ),
+        (
+            place,
+            "{}".to_owned(),
+            "acme.domains: expected at least one",
+        ),
+        (
+            place,
+            "{ domains = [\"*.a.example\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            "{ domains = [\"127.0.0.1\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            "{ domains = [\"localhost\"] }".to_owned(),
+            "acme.domains[0]: expected a DNS name",
+        ),
+        (
+            place,
+            format!("{{ {good}, contact = \"me@a.example\" }}"),
+            "acme.contact: expected a URL",
+        ),
+        (
+            place,
+            format!("{{ {good}, directory = \"http://a.example\" }}"),
+            "acme.directory: expected the https",
+        ),
+        (
+            place,
+            format!("{{ {good}, ca = \"/nowhere\" }}"),
+            "acme.ca: /nowhere cannot be read",
+        ),
+        (
+            place,
+            format!("{{ {good}, odd = 1 }}"),
+            "acme.odd: unknown key",
+        ),
+        (
+            place,
+            format!("{{ {good} }}, cert = \"x\""),
+            "server.tls.cert: expected either files or acme",
+        ),
+    ] {
+        let told = told(top, &acme);
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let twice = format!(
+        "{place}\n[server]\ntls = [{{ acme = {{ {good} }} }}, {{ acme = {{ {good} }} }}]\n{}",
+        endpoint("")
+    );
+    assert!(fault("twice", &twice).contains("server.tls: expected acme once"));
 }
 
 #[test]

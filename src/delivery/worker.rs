@@ -16,6 +16,7 @@ use crate::{
     kept::Kept,
     queue::{self, Lease, Refused, Settled},
     server,
+    trace::{self, Delivery},
     upstream::{Permit, Pool, Progress},
 };
 
@@ -241,6 +242,12 @@ impl Running {
         let id = lease.id().to_string();
         let head = kept.request_head(endpoint, &id, lease.event_type(), lease.attempt());
         let limit = endpoint.queueing.attempt_timeout;
+        let delivery = Delivery {
+            endpoint: endpoint.name.as_str(),
+            event_id: &id,
+            number: lease.attempt(),
+        };
+        let told = trace::Attempt::of_kept(&kept.headers, delivery);
         let started = Instant::now();
         // A second time only where not one byte of the first went out.
         let sent = self
@@ -252,8 +259,14 @@ impl Running {
             Err(_elapsed) => Ended::TimedOut(limit).given(progress),
         };
         match ended.status() {
-            Some(status) => metrics.upstream_answered(status, started.elapsed()),
-            None => metrics.upstream_errors.inc(),
+            Some(status) => {
+                metrics.upstream_answered(status, started.elapsed());
+                told.end(Ok(status));
+            }
+            None => {
+                metrics.upstream_errors.inc();
+                told.end(Err(&ended));
+            }
         }
         Some(ended)
     }

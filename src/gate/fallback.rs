@@ -122,13 +122,19 @@ impl Relay<'_> {
         let head = self.request_head(visit, body, true);
         let (pool, body, keyed) = (self.pool.clone(), body.clone(), self.is_keyed);
         let limit = self.lane.endpoint.queueing.attempt_timeout;
+        let told = visit.attempt(&self.lane.endpoint);
         Ok(Box::pin(async move {
             let sent = pool.send(permit, head, body.as_bytes(), keyed, limit, &progress);
-            match tokio::time::timeout(limit, sent).await {
+            let ended = match tokio::time::timeout(limit, sent).await {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(error)) => Err(Ended::Failed(error)),
                 Err(_elapsed) => Err(Ended::TimedOut(limit)),
+            };
+            match &ended {
+                Ok(answer) => told.end(Ok(answer.status)),
+                Err(cause) => told.end(Err(cause)),
             }
+            ended
         }))
     }
 

@@ -14,6 +14,7 @@ use super::Lanes;
 use crate::{
     attempt::{Ended, Verdict},
     body::Budget,
+    connection::opening::{OpenFault, Opening},
     dedup::Table,
     endpoint::{Endpoint, Endpoints},
     feed::{Feed, Level, Seen},
@@ -87,6 +88,16 @@ impl Shared {
             captured: None,
         });
     }
+
+    /// Counts and logs a connection on which no HTTP could be spoken.
+    pub fn not_opened(&self, fault: &OpenFault, peer: Option<IpAddr>, now: Instant) {
+        let Some(cause) = fault.label() else { return };
+        self.metrics.not_opened(cause);
+        if let Some(suppressed) = self.refusals.admit(Fault::Sender, now) {
+            let peer = peer.map(tracing::field::display);
+            tracing::info!(%fault, cause, peer, suppressed, "connection refused");
+        }
+    }
 }
 
 /// A sampler for each party at fault: no stranger's flood hides a failure of ours or the
@@ -127,6 +138,8 @@ pub struct Live {
     pub limits: Limits,
     /// Peers whose `X-Forwarded-*` are kept.
     pub trusted_proxies: Vec<IpNet>,
+    /// What connections begin with, where that is more than HTTP.
+    pub opening: Option<Arc<Opening>>,
     lanes: Vec<Arc<Lane>>,
 }
 
@@ -153,6 +166,7 @@ impl Live {
         endpoints: Endpoints,
         limits: Limits,
         trusted_proxies: Vec<IpNet>,
+        opening: Option<Opening>,
         shared: &Shared,
         before: Option<&Self>,
     ) -> Result<Self, String> {
@@ -176,6 +190,7 @@ impl Live {
             endpoints,
             limits,
             trusted_proxies,
+            opening: opening.map(Arc::new),
             lanes,
         })
     }

@@ -23,6 +23,7 @@ use crate::{
     metrics::{EndpointMetrics, EventLabel, Outcome},
     rejection::{Fault, Rejection},
     signature::VerifyError,
+    trace::{self, Delivery, Ending, Trace},
     upstream::{Answer, AnswerBody},
 };
 
@@ -48,6 +49,8 @@ pub(super) struct Visit {
     pub(super) captured: Option<Bytes>,
     /// What failed at the upstream.
     pub(super) cause: Option<Cause>,
+    /// What is told of it to a tracing backend.
+    pub(super) trace: Trace,
     lane: Option<(Arc<Endpoint>, Arc<EndpointMetrics>)>,
     outcome: Option<Outcome>,
     rejection: Option<Rejection>,
@@ -82,6 +85,7 @@ impl Visit {
             level,
             captured: None,
             cause: None,
+            trace: Trace::default(),
             lane: None,
             outcome: None,
             rejection: None,
@@ -101,6 +105,15 @@ impl Visit {
     pub(super) fn enter(&mut self, lane: &Lane) {
         lane.metrics.in_flight.inc();
         self.lane = Some((lane.endpoint.clone(), lane.metrics.clone()));
+    }
+
+    /// The attempt to deliver it that is told of to a tracing backend.
+    pub(super) fn attempt(&self, endpoint: &Endpoint) -> trace::Attempt {
+        self.trace.attempt(Delivery {
+            endpoint: endpoint.name.as_str(),
+            event_id: self.id(),
+            number: 1,
+        })
     }
 
     /// By when the sender has to hear something.
@@ -127,11 +140,8 @@ impl Visit {
     /// Our own 2xx.
     pub(super) fn acknowledged(&mut self, outcome: Outcome) -> Response<AnswerBody> {
         self.outcome = Some(outcome);
-        let body = format!(
-            r#"{{"outcome":"{}","event_id":"{}"}}"#,
-            outcome.label(),
-            self.id()
-        );
+        let (label, id) = (outcome.label(), self.id());
+        let body = [r#"{"outcome":""#, label, r#"","event_id":""#, id, r#""}"#].concat();
         let mut response = Response::new(AnswerBody::held(body));
         *response.status_mut() = ACKNOWLEDGED;
         response.headers_mut().insert(header::CONTENT_TYPE, JSON);
@@ -161,7 +171,7 @@ impl Visit {
 
     /// Counts and logs the end.
     pub(super) fn end(
-        &self,
+        &mut self,
         shared: &Shared,
         peer: Option<IpAddr>,
         response: &Response<AnswerBody>,
@@ -185,6 +195,13 @@ impl Visit {
         if let Some(rejection) = self.rejection {
             self.log_refusal(shared, rejection, endpoint, peer, status, ended);
         }
+        std::mem::take(&mut self.trace).end(Ending {
+            endpoint,
+            event_id: str::from_utf8(&self.id).unwrap_or_default(),
+            status,
+            outcome: self.outcome.map(Outcome::label),
+            reason: self.rejection.map(Rejection::label),
+        });
         if shared.access_log.load(Ordering::Relaxed) {
             tracing::info!(
                 endpoint,
@@ -217,7 +234,7 @@ impl Visit {
             endpoint: endpoint.map(ToString::to_string),
             method: head.method.to_string(),
             target: Seen::cut(target),
-            peer: watch.peer_text.clone(),
+            peer: watch.peer_text.as_deref().map(str::to_owned),
             event: self.event.label(),
             status: status.as_u16(),
             outcome: self.outcome.map(Outcome::label),

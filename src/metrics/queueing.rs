@@ -21,6 +21,8 @@ const COMMIT_SECONDS: [f64; 12] = [
 pub struct QueueMetrics {
     events: IntGaugeVec,
     bytes: IntGauge,
+    pending_bytes: IntGaugeVec,
+    pending_limit: IntGaugeVec,
     oldest_age: GaugeVec,
     deliveries: IntCounterVec,
     attempts: IntGaugeVec,
@@ -55,6 +57,18 @@ impl QueueMetrics {
                 registry,
                 "queue_bytes",
                 "Bytes of all events and quarantined requests on disk.",
+            ),
+            pending_bytes: gauges(
+                registry,
+                "queue_pending_bytes",
+                "Bytes of events on disk that wait.",
+                &["endpoint"],
+            ),
+            pending_limit: gauges(
+                registry,
+                "queue_pending_limit_bytes",
+                "Bytes of waiting events beyond which new ones are refused; absent where none are kept.",
+                &["endpoint"],
             ),
             oldest_age: moments(
                 registry,
@@ -98,6 +112,18 @@ impl QueueMetrics {
         }
     }
 
+    /// Shows how many bytes may wait; `None`: the endpoint keeps nothing on disk.
+    pub(super) fn limit_pending(&self, endpoint: &str, bytes: Option<u64>) {
+        match bytes {
+            Some(bytes) => self
+                .pending_limit
+                .with_label_values(&[endpoint])
+                .set(number(bytes)),
+            // Absent already where it kept nothing before.
+            None => drop(self.pending_limit.remove_label_values(&[endpoint])),
+        }
+    }
+
     pub(super) fn deliveries(&self, endpoint: &str) -> Deliveries {
         let result = |result| self.deliveries.with_label_values(&[endpoint, result]);
         self.corrupt.with_label_values(&[endpoint]);
@@ -105,6 +131,7 @@ impl QueueMetrics {
             self.events.with_label_values(&[endpoint, state]);
         }
         self.oldest_age.with_label_values(&[endpoint]);
+        self.pending_bytes.with_label_values(&[endpoint]);
         Deliveries {
             delivered: result("delivered"),
             retry: result("retry"),
@@ -132,15 +159,21 @@ impl QueueMetrics {
     /// Takes over what the store says of itself, just before it is shown. An endpoint that is not
     /// configured any more has events too.
     pub fn observe(&self, stored_bytes: u64, stats: &[Stats]) {
-        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.bytes.set(number(stored_bytes));
         for stats in stats {
             let name = stats.endpoint.as_str();
             let state = |state| self.events.with_label_values(&[name, state]);
             state("pending").set(number(stats.pending.saturating_add(stats.leased)));
             state("dead").set(number(stats.dead));
+            self.pending_bytes
+                .with_label_values(&[name])
+                .set(number(stats.pending_bytes));
             let age: Gauge = self.oldest_age.with_label_values(&[name]);
             age.set(stats.oldest_age.unwrap_or_default().as_secs_f64());
         }
     }
+}
+
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -8,6 +8,7 @@ use std::{io::Read as _, time::SystemTime};
 
 use http::HeaderMap;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::{Algorithm, Encoding, Scheme, Secrets, SignedRequest, VerifyError};
 use crate::secret::{Secret, SecretEncoding};
@@ -81,8 +82,8 @@ pub fn explain(case: &Case<'_>, secret: &[u8]) -> Explanation {
 
 /// Says the same for each of an endpoint's secrets that is good: its name, and what was found.
 pub fn explain_each<'s>(case: &Case<'_>, secrets: &'s Secrets) -> Vec<(&'s str, Explanation)> {
-    let good = secrets.iter().filter(|secret| secret.is_good_at(case.now));
-    good.map(|secret| {
+    let keys = secrets.keys(case.now);
+    keys.map(|secret| {
         let written = case.scheme.encode_secret(secret.bytes());
         (secret.name(), explain(case, &written))
     })
@@ -235,7 +236,7 @@ impl Case<'_> {
 }
 
 /// The key bytes a secret may stand for. The first is what the scheme takes it for.
-fn secrets(scheme: &Scheme, written: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
+fn secrets(scheme: &Scheme, written: &[u8]) -> Vec<(Zeroizing<Vec<u8>>, &'static str)> {
     let trimmed = written.trim_ascii();
     let plain = trimmed.strip_prefix(b"whsec_").unwrap_or(trimmed);
     let candidates = [
@@ -244,9 +245,12 @@ fn secrets(scheme: &Scheme, written: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
             scheme.decode_secret(trimmed).ok(),
             "the secret trimmed of spaces and newlines",
         ),
-        (Some(written.to_vec()), "the secret taken as it is written"),
         (
-            Some([trimmed, b"\n"].concat()),
+            Some(Zeroizing::new(written.to_vec())),
+            "the secret taken as it is written",
+        ),
+        (
+            Some(Zeroizing::new([trimmed, b"\n"].concat())),
             "a newline at the end of the secret",
         ),
         (
@@ -402,8 +406,8 @@ fn escaped(json: &str) -> String {
 }
 
 /// Without repetitions: the first of equal ones names them.
-fn distinct(all: Vec<(Vec<u8>, &'static str)>) -> Vec<(Vec<u8>, &'static str)> {
-    let mut kept: Vec<(Vec<u8>, &'static str)> = Vec::new();
+fn distinct<T: PartialEq>(all: Vec<(T, &'static str)>) -> Vec<(T, &'static str)> {
+    let mut kept: Vec<(T, &'static str)> = Vec::new();
     for (bytes, slip) in all {
         if !kept.iter().any(|(known, _)| *known == bytes) {
             kept.push((bytes, slip));

@@ -114,7 +114,10 @@ pub struct Secrets {
 }
 
 struct Prepared {
-    secret: Secret,
+    /// Kept where an operator may have something signed or explained.
+    key: Option<Secret>,
+    name: String,
+    not_after: Option<SystemTime>,
     start: Running,
 }
 
@@ -123,41 +126,57 @@ struct Prepared {
 pub struct NoSecret;
 
 impl Secrets {
-    /// Makes the key schedules.
+    /// Makes the key schedules; the key bytes are wiped.
     ///
     /// # Errors
     /// [`NoSecret`] when there is none.
     pub fn new(algorithm: Algorithm, secrets: Vec<Secret>) -> Result<Self, NoSecret> {
+        Self::keeping(algorithm, secrets, false)
+    }
+
+    /// Makes the key schedules; the key bytes are kept too, for [`Secrets::keys`], if that is
+    /// wanted.
+    ///
+    /// # Errors
+    /// [`NoSecret`] when there is none.
+    pub fn keeping(
+        algorithm: Algorithm,
+        secrets: Vec<Secret>,
+        keeps: bool,
+    ) -> Result<Self, NoSecret> {
         if secrets.is_empty() {
             return Err(NoSecret);
         }
         let prepare = |secret: Secret| Prepared {
             start: Running::new(algorithm, secret.bytes()),
-            secret,
+            name: secret.name().to_owned(),
+            not_after: secret.not_after(),
+            key: keeps.then_some(secret),
         };
         Ok(Self {
             all: secrets.into_iter().map(prepare).collect(),
         })
     }
 
-    /// Each of them, in the order of their numbers.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Secret> {
-        self.all.iter().map(|prepared| &prepared.secret)
+    /// Those that are good at `now` with their key bytes, where these are kept.
+    pub fn keys(&self, now: SystemTime) -> impl Iterator<Item = &Secret> {
+        let keys = self.all.iter().filter_map(|secret| secret.key.as_ref());
+        keys.filter(move |key| key.is_good_at(now))
     }
 
     /// Their names, in the order of their numbers.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.iter().map(Secret::name)
+        self.all.iter().map(|secret| secret.name.as_str())
     }
 
     /// When each stops matching, in the same order.
     pub fn expiries(&self) -> impl ExactSizeIterator<Item = Option<SystemTime>> {
-        self.iter().map(Secret::not_after)
+        self.all.iter().map(|secret| secret.not_after)
     }
 
     /// Starts a MAC with every secret that is good at `now`.
     pub(super) fn begin(&self, tags: Tags, now: SystemTime) -> Verification {
-        let good = |one: &&Prepared| one.secret.is_good_at(now);
+        let good = |secret: &&Prepared| secret.not_after.is_none_or(|end| now < end);
         let mut good = self
             .all
             .iter()

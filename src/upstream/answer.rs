@@ -1,7 +1,8 @@
 //! An upstream's answer: its head, read strictly, and its body, held or passed on.
 
 use std::{
-    io,
+    fmt, io,
+    mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -75,13 +76,16 @@ impl Rest {
 /// refused, and so is framing that two parsers could read differently.
 pub(super) fn take_head(buffer: &mut BytesMut) -> Result<Option<Head>, Unintelligible> {
     loop {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_LIMIT];
-        let mut parsed = httparse::Response::new(&mut fields);
-        let length = match parsed.parse(buffer) {
-            Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
-            Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
-            Ok(_) | Err(_) => return Err(Unintelligible),
-        };
+        // Not set up: that would cost as much as the parsing.
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS_LIMIT];
+        let mut parsed = httparse::Response::new(&mut []);
+        let strict = httparse::ParserConfig::default();
+        let length =
+            match strict.parse_response_with_uninit_headers(&mut parsed, buffer, &mut fields) {
+                Ok(httparse::Status::Complete(length)) if length <= HEAD_LIMIT => length,
+                Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
+                Ok(_) | Err(_) => return Err(Unintelligible),
+            };
         let is_latest = parsed.version == Some(1);
         let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
         let status = status.ok_or(Unintelligible)?;
@@ -180,10 +184,20 @@ pub(super) fn poll_fill(
 #[derive(Debug)]
 pub struct AnswerBody(Inner);
 
-#[derive(Debug)]
 enum Inner {
     Held(Bytes),
+    Made(Pin<Box<dyn Body<Data = Bytes, Error = io::Error>>>),
     Passing(Box<Passing>),
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Held(_) => "Held",
+            Self::Made(_) => "Made",
+            Self::Passing(_) => "Passing",
+        })
+    }
 }
 
 /// A body that is passed on while it arrives.
@@ -201,6 +215,11 @@ impl AnswerBody {
     /// A body that is here.
     pub fn held(bytes: impl Into<Bytes>) -> Self {
         Self(Inner::Held(bytes.into()))
+    }
+
+    /// A body that is made while it is sent.
+    pub fn made(body: impl Body<Data = Bytes, Error = io::Error> + 'static) -> Self {
+        Self(Inner::Made(Box::pin(body)))
     }
 
     pub(super) fn passing(passing: Passing) -> Self {
@@ -224,17 +243,23 @@ impl Body for AnswerBody {
         match &mut self.get_mut().0 {
             Inner::Held(bytes) if bytes.is_empty() => Poll::Ready(None),
             Inner::Held(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Inner::Made(body) => body.as_mut().poll_frame(cx),
             Inner::Passing(passing) => passing.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.0, Inner::Held(bytes) if bytes.is_empty())
+        match &self.0 {
+            Inner::Held(bytes) => bytes.is_empty(),
+            Inner::Made(body) => body.is_end_stream(),
+            Inner::Passing(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Held(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Made(body) => body.size_hint(),
             Inner::Passing(passing) => match passing.rest {
                 Rest::Length(left) => SizeHint::with_exact(left + passing.held.len() as u64),
                 Rest::Chunked(_) | Rest::UntilClose => SizeHint::default(),

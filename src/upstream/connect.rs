@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    endpoint::{self, Allow, TlsMaterial, Transport},
+    endpoint::{Allow, TlsMaterial, Transport},
     stream::Stream,
 };
 
@@ -133,24 +133,33 @@ impl Route {
     ///
     /// # Errors
     /// What is wrong with the certificates, or with the host as a name for TLS.
-    pub(super) fn new(settings: &endpoint::Upstream) -> Result<Self, Misfit> {
-        let tls = match &settings.transport {
+    pub(super) fn new(
+        transport: &Transport,
+        timeout: Duration,
+        material: &TlsMaterial,
+    ) -> Result<Self, Misfit> {
+        let tls = match transport {
             Transport::Tls { host, .. } => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| Misfit {
                     key: "upstream",
                     what: "expected a DNS name or an address as host, for TLS",
                 })?;
-                Some((Arc::new(client_config(&settings.tls)?), name))
+                Some((Arc::new(client_config(material)?), name))
             }
             Transport::Tcp { .. } | Transport::Unix { .. } => None,
         };
         Ok(Self {
-            transport: settings.transport.clone(),
-            timeout: settings.connect_timeout,
+            transport: transport.clone(),
+            timeout,
             tls,
             resolved: Arc::default(),
-            allow: settings.allow.clone(),
+            allow: None,
         })
+    }
+
+    /// The same to these addresses alone; `None`: to any.
+    pub(super) fn within(self, allow: Option<Arc<Allow>>) -> Self {
+        Self { allow, ..self }
     }
 
     /// Which addresses are in force: a connection made under others is not used again.

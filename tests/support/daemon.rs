@@ -60,6 +60,8 @@ pub(crate) struct Setup {
     config: String,
     /// Instead of a file.
     flags: Option<Vec<String>>,
+    /// Most descriptors it may have.
+    descriptors: Option<u32>,
     /// A socket handed over as systemd does.
     passed: Option<TcpListener>,
     env: Vec<(String, String)>,
@@ -74,6 +76,7 @@ impl Setup {
         Self {
             config,
             flags: None,
+            descriptors: None,
             passed: None,
             env: Vec::new(),
             dir: Dir::new(),
@@ -120,9 +123,18 @@ impl Setup {
     fn command(&self) -> Command {
         let path = self.dir.write("hookward.toml", &self.config);
         let binary = env!("CARGO_BIN_EXE_hookward");
-        let (mut command, stdin) = match &self.passed {
-            None => (Command::new(binary), Stdio::null()),
-            Some(listener) => {
+        let (mut command, stdin) = match (&self.passed, self.descriptors) {
+            (None, None) => (Command::new(binary), Stdio::null()),
+            (None, Some(most)) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args([
+                    "-c",
+                    &format!(r#"ulimit -n {most}; exec "$0" "$@""#),
+                    binary,
+                ]);
+                (shell, Stdio::null())
+            }
+            (Some(listener), _) => {
                 let mut shell = Command::new("/bin/sh");
                 shell.args(["-c", PASS, binary]);
                 (shell, OwnedFd::from(listener.try_clone().unwrap()).into())
@@ -141,6 +153,12 @@ impl Setup {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Starts it with no more descriptors than this.
+    pub(crate) fn start_with_descriptors(mut self, most: u32) -> Daemon {
+        self.descriptors = Some(most);
+        self.start()
     }
 
     /// Starts it and waits until it is ready.
@@ -264,6 +282,7 @@ impl Daemon {
         Setup {
             config: std::mem::take(&mut self.config),
             flags: None,
+            descriptors: None,
             passed: None,
             env: std::mem::take(&mut self.env),
             dir: std::mem::replace(&mut self.dir, Dir::new()),

@@ -6,8 +6,10 @@
 )]
 
 mod daemon;
+pub(crate) mod http2;
 mod operator;
 mod sender;
+pub(crate) mod tls;
 mod upstream;
 
 use std::time::Duration;

@@ -4,6 +4,7 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use rustls::{ClientConnection, StreamOwned};
 use sha2::Sha256;
 use socket2::SockRef;
 
@@ -33,9 +34,42 @@ pub(crate) fn event(key: &str, body: &[u8], more: &str) -> Vec<u8> {
     request
 }
 
+/// What a sender writes to and reads from.
+enum Pipe {
+    Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Pipe {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => &tls.sock,
+        }
+    }
+
+    fn read(&mut self, chunk: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => tcp.read(chunk),
+            // Closed without a TLS alert is closed, too.
+            Self::Tls(tls) => match tls.read(chunk) {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
+                read => read,
+            },
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => tcp.write_all(bytes),
+            Self::Tls(tls) => tls.write_all(bytes).and_then(|()| tls.flush()),
+        }
+    }
+}
+
 /// One connection to a daemon.
 pub(crate) struct Sender {
-    stream: TcpStream,
+    stream: Pipe,
     buffer: Vec<u8>,
 }
 
@@ -106,7 +140,15 @@ impl Sender {
         stream.set_write_timeout(Some(HANG)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self {
-            stream,
+            stream: Pipe::Tcp(stream),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The same over a TLS session.
+    pub(crate) fn over(session: StreamOwned<ClientConnection, TcpStream>) -> Self {
+        Self {
+            stream: Pipe::Tls(Box::new(session)),
             buffer: Vec::new(),
         }
     }
@@ -121,19 +163,19 @@ impl Sender {
     }
 
     pub(crate) fn hang_up(&mut self) {
-        self.stream.shutdown(Shutdown::Both).unwrap();
+        self.stream.tcp().shutdown(Shutdown::Both).unwrap();
     }
 
     /// Goes away as a crashed process does: with a reset.
     pub(crate) fn reset(self) {
-        SockRef::from(&self.stream)
+        SockRef::from(self.stream.tcp())
             .set_linger(Some(std::time::Duration::ZERO))
             .unwrap();
     }
 
     /// The same connection, to write on while another thread reads.
     pub(crate) fn writer(&self) -> TcpStream {
-        self.stream.try_clone().unwrap()
+        self.stream.tcp().try_clone().unwrap()
     }
 
     /// Whatever comes until the other side closes or resets.

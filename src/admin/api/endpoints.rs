@@ -113,11 +113,12 @@ impl View {
     fn secrets(&self, endpoint: &Endpoint) -> Value {
         let labels = ["endpoint", "secret"];
         let matches = self.readings.sums("secret_matches_total", labels);
-        let secrets = endpoint.secrets.iter().map(|secret| {
-            let key = [endpoint.name.to_string(), secret.name().to_owned()];
+        let secrets = endpoint.secrets.names().zip(endpoint.secrets.expiries());
+        let secrets = secrets.map(|(name, not_after)| {
+            let key = [endpoint.name.to_string(), name.to_owned()];
             json!({
-                "name": secret.name(),
-                "not_after": secret.not_after().map(moment),
+                "name": name,
+                "not_after": not_after.map(moment),
                 "matches": matches.get(&key).copied().unwrap_or_default(),
             })
         });

@@ -98,15 +98,16 @@ fn secrets(desk: &Desk, readings: &Readings) -> Value {
     let now = SystemTime::now();
     let all = running.endpoints.iter().flat_map(|endpoint| {
         let name = endpoint.name.as_str();
-        endpoint.secrets.iter().map(move |secret| (name, secret))
+        let secrets = endpoint.secrets.names().zip(endpoint.secrets.expiries());
+        secrets.map(move |(secret, not_after)| (name, secret, not_after))
     });
-    let shown = all.map(|(endpoint, secret)| {
-        let key = [endpoint.to_owned(), secret.name().to_owned()];
+    let shown = all.map(|(endpoint, secret, not_after)| {
+        let key = [endpoint.to_owned(), secret.to_owned()];
         json!({
             "endpoint": endpoint,
-            "name": secret.name(),
-            "not_after": secret.not_after().map(moment),
-            "good": secret.is_good_at(now),
+            "name": secret,
+            "not_after": not_after.map(moment),
+            "good": not_after.is_none_or(|end| now < end),
             "matches": matches.get(&key).copied().unwrap_or_default(),
         })
     });

@@ -92,11 +92,7 @@ fn message(endpoint: &Endpoint, event: &str, sample: &str) -> Result<Vec<u8>, Pr
         PathPattern::Exact(path) => path.clone(),
         PathPattern::Prefix(prefix) => format!("{prefix}test"),
     };
-    let mut good = endpoint
-        .secrets
-        .iter()
-        .filter(|secret| secret.is_good_at(now));
-    let secret = good.next().ok_or_else(|| {
+    let secret = endpoint.secrets.keys(now).next().ok_or_else(|| {
         let detail = "Every secret of this endpoint has expired: nothing can be signed.";
         Problem::new(StatusCode::CONFLICT, "secrets", detail)
     })?;

@@ -28,7 +28,7 @@ export function day(figures) {
 
 // The last hour as one or two lines; gaps where nothing came.
 export function lines(words, ...series) {
-  const slots = 240, most = Math.max(1e-9, ...series.flat().filter((v) => v !== null));
+  const slots = Math.max(12, ...series.map((values) => values.length)), most = Math.max(1e-9, ...series.flat().filter((v) => v !== null));
   const paths = series.map((values, number) => {
     const start = slots - values.length;
     let path = "", under = "", open = null;
@@ -41,8 +41,8 @@ export function lines(words, ...series) {
     return [number === 0 && s("path", { class: "under", d: under }),
       s("path", { class: number === 0 ? "line" : "line second", d: path })];
   });
-  return s("svg", { class: "chart tall", viewBox: "0 0 240 41", preserveAspectRatio: "none", role: "img", "aria-label": words },
-    s("title", {}, words), paths, s("line", { class: "base", x1: 0, x2: 240, y1: 40.5, y2: 40.5 }));
+  return s("svg", { class: "chart tall", viewBox: `0 0 ${slots} 41`, preserveAspectRatio: "none", role: "img", "aria-label": words },
+    s("title", {}, words), paths, s("line", { class: "base", x1: 0, x2: slots, y1: 40.5, y2: 40.5 }));
 }
 
 export const meter = (part) =>

@@ -121,6 +121,6 @@ export function table(label, columns, rows, attributes) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     h("table", { class: "stack", ...attributes },
       h("thead", {}, h("tr", {}, columns.map((column) =>
-        h("th", { scope: "col", class: column.class }, column.head ?? column.name)))),
+        h("th", { scope: "col", class: column.class }, column.head ?? (column.name || h("span", { class: "unseen" }, "Actions")))))),
       h("tbody", {}, rows.map((row) => row instanceof Node ? row : h("tr", {}, row.map(cell))))));
 }

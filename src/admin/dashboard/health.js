@@ -7,13 +7,11 @@ import { every } from "./page.js";
 
 export function open(main) {
   const figures = h("div", { class: "cards" });
-  const rest = h("div", { class: "cards" });
   const secrets = h("section", { class: "card", "aria-labelledby": "secrets" });
-  main.append(h("h1", {}, "Health"), figures, rest, secrets);
+  main.append(h("h1", {}, "Health"), figures, secrets);
   const refresh = every(5000, async () => {
     const [stats, config] = await Promise.all([get("/stats"), get("/config")]);
-    show(figures, cards(stats));
-    show(rest, refusals(stats), instance(stats, config), certificates(stats));
+    show(figures, cards(stats), refusals(stats), certificates(stats), instance(stats, config));
     show(secrets, h("h2", { id: "secrets" }, "Secrets in use"), secretsTable(stats));
   });
   return refresh.stop;

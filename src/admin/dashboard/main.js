@@ -36,6 +36,7 @@ function open(moves) {
 function signIn() {
   leave?.();
   leave = null;
+  document.querySelectorAll("dialog[open]").forEach((box) => box.close());
   pages.hidden = out.hidden = true;
   document.title = "Sign in – hookward";
   const wrong = h("p", { class: "wrong", role: "alert" });
@@ -71,6 +72,8 @@ out.addEventListener("click", async () => {
   signIn();
 });
 onSignedOut(signIn);
+// Its fragment names no page: going there would leave this one.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", () => { if (!pages.hidden) open(true); });
 
 try {

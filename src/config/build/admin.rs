@@ -60,7 +60,7 @@ pub(super) fn read_admin(root: &mut Table, reader: &mut Reader<'_>) -> Admin {
     let addresses = listen.iter().chain(api_listen.iter().flatten());
     let addresses: Vec<IpAddr> = addresses
         .filter_map(|listen| match listen {
-            Listen::Tcp(address) => Some(address.ip().to_canonical()),
+            Listen::Plain(at) | Listen::Tcp(at) => Some(at.ip().to_canonical()),
             Listen::Unix(_) => None,
         })
         .collect();
@@ -107,5 +107,5 @@ fn token(table: &mut Table, reader: &mut Reader<'_>) -> Option<Secret> {
         table.fault("token", "expected visible ASCII characters without spaces");
         return None;
     }
-    Secret::new("token".to_owned(), bytes.to_vec(), None).ok()
+    Secret::new("token".to_owned(), bytes, None).ok()
 }

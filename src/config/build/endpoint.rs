@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::{DAY, MS, as_moment, queueing::on_disk, read_dedup};
 use crate::{
-    config::document::remedy,
+    config::document::{located, remedy},
+    config::private::{self, File},
     config::table::{Kind, Table, as_text},
     dedup,
     endpoint::{
@@ -43,6 +44,8 @@ pub(super) struct Reader<'e> {
     pub(super) has_data_dir: bool,
     /// When the endpoint in hand was made, if that was at run time.
     pub(super) made: Option<SystemTime>,
+    /// Whether key bytes outlive their key schedules: where an API signs and explains.
+    pub(super) keeps_keys: bool,
     /// Where the upstreams of such endpoints may be.
     pub(super) allow: Arc<Allow>,
     pub(super) warnings: Vec<String>,
@@ -67,6 +70,7 @@ impl<'e> Reader<'e> {
             },
             has_data_dir,
             made: None,
+            keeps_keys: false,
             allow: Arc::default(),
             warnings: Vec::new(),
             watched: BTreeSet::new(),
@@ -176,7 +180,7 @@ impl Reader<'_> {
                 table.path_of("secrets")
             ));
         }
-        Secrets::new(scheme?.spec().algorithm, secrets)
+        Secrets::keeping(scheme?.spec().algorithm, secrets, self.keeps_keys)
             .ok()
             .filter(|_| is_whole)
     }
@@ -312,9 +316,25 @@ impl Reader<'_> {
     }
 
     fn file(&mut self, table: &Table, key: &str, path: &Path) -> Option<Zeroizing<Vec<u8>>> {
-        self.watched.insert(path.to_owned());
-        match fs::read(path) {
-            Ok(bytes) => Some(Zeroizing::new(bytes)),
+        let path = match located(path, self.env) {
+            Ok(path) => path,
+            Err(what) => {
+                table.fault(key, what);
+                return None;
+            }
+        };
+        self.watched.insert(path.clone());
+        match private::read(&path) {
+            Ok(File { bytes, exposure }) => {
+                // What a certificate says is no secret; what may write it decides whom we trust.
+                let is_meant = key == "file" || key == "client_key";
+                if let Some(how) = exposure.filter(|how| is_meant || how.is_writable()) {
+                    let place = table.path_of(key);
+                    self.warnings
+                        .push(format!("{place}: the file named here {how}"));
+                }
+                Some(bytes)
+            }
             Err(error) => {
                 let kind = error.kind();
                 let remedy = remedy(kind);
@@ -341,6 +361,10 @@ impl Reader<'_> {
             }
             Some(Ok(parsed)) => Some(parsed),
         };
+        // What stands in a query may be what lets us in.
+        if let Some((before, _)) = url.as_deref().and_then(|url| url.split_once('?')) {
+            table.show("upstream", format!("{before}?***"));
+        }
         let hour = Duration::from_hours(1);
         let connect_retry = table.duration("connect_retry", Duration::ZERO, Duration::ZERO..=hour);
         let mut options = table.table("upstream_options");
@@ -439,7 +463,8 @@ impl Reader<'_> {
             (bytes, entry.end().0)
         };
         let value = bytes.and_then(|bytes| {
-            let value = HeaderValue::from_bytes(&bytes).ok();
+            // Its bytes stay where they are, and are wiped when the last who shows them is gone.
+            let value = HeaderValue::from_maybe_shared(Bytes::from_owner(bytes)).ok();
             if value.is_none() {
                 table.fault(
                     name,
@@ -507,7 +532,7 @@ impl Reader<'_> {
                 if key.is_none() {
                     options.fault("client_key", "expected a file with a PEM private key");
                 }
-                material.client = chain.zip(key);
+                material.client = chain.zip(key.map(Zeroizing::new));
                 is_fine &= material.client.is_some();
             }
             (Some(_), None) | (None, Some(_)) if is_fine => {

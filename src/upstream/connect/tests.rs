@@ -13,32 +13,11 @@ impl Route {
 
 /// A named host's route, as if it had been looked up.
 fn route(host: &str, timeout: Duration, addresses: &[SocketAddr]) -> Route {
-    route_within(host, timeout, addresses, None)
-}
-
-fn route_within(
-    host: &str,
-    timeout: Duration,
-    addresses: &[SocketAddr],
-    allow: Option<Arc<Allow>>,
-) -> Route {
-    let settings = endpoint::Upstream {
-        transport: Transport::Tcp {
-            host: host.to_owned(),
-            port: 80,
-        },
-        authority: host.to_owned(),
-        path: "/".to_owned(),
-        query: None,
-        max_concurrency: std::num::NonZeroUsize::MIN,
-        rate: None,
-        headers: Vec::new(),
-        connect_timeout: timeout,
-        connect_retry: Duration::ZERO,
-        tls: TlsMaterial::default(),
-        allow,
+    let transport = Transport::Tcp {
+        host: host.to_owned(),
+        port: 80,
     };
-    let route = Route::new(&settings).unwrap();
+    let route = Route::new(&transport, timeout, &TlsMaterial::default()).unwrap();
     route.found(addresses.to_vec());
     route
 }
@@ -47,9 +26,9 @@ fn route_within(
 fn a_name_that_leads_elsewhere_by_now_is_not_followed_there() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let here = listener.local_addr().unwrap();
-    let allow = endpoint::Allowed::parse("192.0.2.0/24").unwrap();
+    let allow = crate::endpoint::Allowed::parse("192.0.2.0/24").unwrap();
     let allow = Some(Arc::new(Allow::new(vec![allow])));
-    let route = route_within("app.test", Duration::from_secs(2), &[here], allow);
+    let route = route("app.test", Duration::from_secs(2), &[here]).within(allow);
     let error = run(route.connect()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     listener.set_nonblocking(true).unwrap();
