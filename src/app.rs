@@ -4,7 +4,9 @@
 //! decides nothing about a request.
 
 mod bind;
+mod change;
 mod descriptors;
+mod operator;
 mod reload;
 mod storage;
 mod supervisor;
@@ -28,20 +30,23 @@ use tokio::{
 
 use self::{
     bind::Bound,
+    operator::Operator,
     reload::Watcher,
     supervisor::{Pulse, Supervisor},
 };
 use crate::{
-    admin::Admin,
+    admin::{News, change::Change},
     body::Budget,
     config::{self, Config, Fault, Listen, Sources},
     connection::opening::Opening,
     control::Control,
     dedup::Table,
+    feed::Feed,
     gate::{Gate, Live, Refusals, Shared},
     log::{self, Sampler},
     metrics::Metrics,
     queue::{Broken, OpenError, Queue},
+    roster::Roster,
     server::{self, Doors, Handler, Orders, Stage},
     shutdown::{Signals, Wanted},
     tls::{self, Tls, acme},
@@ -124,7 +129,11 @@ pub struct App {
     shared: Arc<Shared>,
     live: Arc<Live>,
     public: watch::Sender<Orders<Arc<Live>>>,
-    admin: watch::Sender<Orders<()>>,
+    admin: watch::Sender<Orders<Arc<News>>>,
+    /// What operators wish.
+    changes: mpsc::Receiver<Change>,
+    /// The last reload was refused: what stood in its way may be changed at run time.
+    is_behind: bool,
     is_ready: Arc<AtomicBool>,
     threads: NonZeroUsize,
     /// One message per public thread that ended.
@@ -132,6 +141,7 @@ pub struct App {
     /// One message per thread that works on what is on disk and ended; closed without any.
     disk_ended: mpsc::Receiver<io::Result<()>>,
     admin_ended: mpsc::Receiver<io::Result<()>>,
+    admin_threads: usize,
     bound: Vec<Bound>,
     listening: Vec<(&'static str, String)>,
     /// Where certificates are obtained from an authority.
@@ -148,6 +158,10 @@ impl App {
     /// # Errors
     /// See [`AppError`].
     pub fn start(config: Config, sources: Sources) -> Result<Self, AppError> {
+        if let (Some(fault), Some(dir)) = (config.roster_fault, &config.data_dir) {
+            let place = Roster::path(dir).display().to_string();
+            return Err(AppError::Start(place, io::Error::other(fault.to_string())));
+        }
         let metrics = Arc::new(Metrics::new(REVISION));
         let queue = storage::open(&config, &metrics)?;
         let keys = storage::hash_keys(queue.as_ref());
@@ -157,6 +171,7 @@ impl App {
             queue,
             access_log: AtomicBool::new(config.log.access),
             is_leaving: AtomicBool::new(false),
+            feed: Feed::new(config.admin.capture),
             refusals: Refusals::new(Instant::now()),
             notices: Sampler::new(Instant::now()),
             metrics,
@@ -170,14 +185,8 @@ impl App {
         note_certificates(&config, &shared, acme.as_deref());
         let threads = config.server.threads;
         let public = bind::public(&config.server.listen, threads)?;
-        let operator = bind::all(&config.admin_listen, NonZeroUsize::MIN)?;
-        let addresses = |kind: &'static str, bound: &[Bound]| {
-            bound
-                .iter()
-                .map(|b| (kind, b.address.to_string()))
-                .collect::<Vec<_>>()
-        };
-        let listening = [addresses("public", &public), addresses("admin", &operator)].concat();
+        let addresses = public.iter().map(|b| ("public", b.address.to_string()));
+        let mut listening: Vec<_> = addresses.collect();
 
         let mut supervisor = Supervisor::new();
         let is_ready = Arc::new(AtomicBool::new(false));
@@ -210,26 +219,23 @@ impl App {
             storage::control(dir, control, orders, ended)?;
             storage::delivery(seen.clone(), supervisor.pulse(), disk_ended_one)?;
         }
-        let (admin_orders, seen) = watch::channel(Orders {
-            stage: Stage::Open,
-            news: (),
-        });
-        let (admin_ended_one, admin_ended) = mpsc::channel(1);
-        let make = {
-            let (shared, is_ready) = (shared.clone(), is_ready.clone());
-            move || Admin::new(shared, is_ready)
-        };
-        let uncounted = prometheus::IntGauge::new("admin_connections", "not shown")
-            .map_err(|error| AppError::Start("metrics".to_owned(), io::Error::other(error)))?;
-        thread(
-            "hookward-admin".to_owned(),
-            make,
-            bind::share(&operator, 0)?,
-            shared.budget.clone(),
-            Doors::new(uncounted, usize::MAX),
+        let operator = operator::start(
+            &config,
+            (&shared, &is_ready),
             seen,
-            (supervisor.pulse(), (started_one, admin_ended_one)),
+            &mut supervisor,
+            &started_one,
         )?;
+        drop(started_one);
+        let Operator {
+            orders: admin,
+            changes,
+            ended: admin_ended,
+            threads: admin_threads,
+            bound: operator,
+            listening: also,
+        } = operator;
+        listening.extend(also);
         while started.blocking_recv().is_some() {}
         let mut bound = public;
         bound.extend(operator);
@@ -241,12 +247,15 @@ impl App {
             shared,
             live,
             public: public_orders,
-            admin: admin_orders,
+            admin,
+            changes,
+            is_behind: false,
             is_ready,
             threads,
             ended,
             disk_ended,
             admin_ended,
+            admin_threads,
             bound,
             listening,
             acme,
@@ -276,6 +285,14 @@ impl App {
         self.bound
             .iter()
             .take(self.config.server.listen.len())
+            .map(|bound| &bound.address)
+    }
+
+    /// The addresses operators connect to.
+    pub fn admin_addresses(&self) -> impl Iterator<Item = &Listen> {
+        self.bound
+            .iter()
+            .skip(self.config.server.listen.len())
             .map(|bound| &bound.address)
     }
 
@@ -310,6 +327,14 @@ impl App {
                         Wanted::Stop => break,
                     },
                     () = watcher.changed() => self.reload(&mut watcher, "changed file"),
+                    Some(Change { wish, reply }) = self.changes.recv() => {
+                        let outcome = self.change(wish);
+                        if outcome.is_ok() && self.is_behind {
+                            self.reload(&mut watcher, "changed endpoints");
+                        }
+                        // Whoever asked may have gone.
+                        let _ = reply.send(outcome);
+                    }
                     _ = self.ended.recv() => return Err(AppError::ThreadEnded),
                     Some(_) = self.disk_ended.recv() => return Err(AppError::ThreadEnded),
                     broken = broken(self.shared.queue.as_ref()) => return self.fail(broken).await,
@@ -376,9 +401,15 @@ impl App {
         if let Some(queue) = &self.shared.queue {
             let _ = tokio::time::timeout(LAST_COMMIT, queue.close()).await;
         }
+        self.shared.feed.close();
         self.admin
             .send_modify(|orders| orders.stage = Stage::Draining);
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.admin_ended.recv()).await;
+        let all_ended = async {
+            for _ in 0..self.admin_threads {
+                self.admin_ended.recv().await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), all_ended).await;
         self.bound.iter().for_each(Bound::remove);
         tracing::info!("stopped");
         Ok(())
@@ -397,6 +428,7 @@ impl App {
         }
         match outcome {
             Ok(()) => {
+                self.is_behind = false;
                 watcher.watch(&self.config.watched, &seen);
                 self.shared.metrics.config_reloads.inc();
                 self.shared.metrics.config_took_effect(SystemTime::now());
@@ -408,6 +440,7 @@ impl App {
                 self.supervisor.ready(self.live.endpoints.len());
             }
             Err(faults) => {
+                self.is_behind = true;
                 watcher.saw(seen);
                 self.shared.metrics.config_was_refused();
                 for fault in faults {
@@ -434,8 +467,23 @@ impl App {
                 "needs a restart to change".to_owned(),
             ));
         }
+        if let Some(error) = new.roster_fault {
+            return Err(fault("data_dir", error.to_string()));
+        }
         let live = live(&new, &self.shared, Some(&self.live), self.acme.as_deref())
             .map_err(|what| fault("", what))?;
+        if let Some(log) = self.log.as_ref().filter(|_| new.log != self.config.log) {
+            log.set(&new.log.level);
+        }
+        for warning in &new.warnings {
+            tracing::warn!(warning, "configuration");
+        }
+        self.install(new, live);
+        Ok(())
+    }
+
+    /// Puts a configuration in force.
+    fn install(&mut self, new: Config, live: Live) {
         let live = Arc::new(live);
         self.shared.budget.resize(new.limits.max_buffered);
         let (now, before): (Vec<_>, Vec<_>) = (
@@ -449,14 +497,12 @@ impl App {
         self.shared
             .access_log
             .store(new.log.access, Ordering::Relaxed);
-        if let Some(log) = self.log.as_ref().filter(|_| new.log != self.config.log) {
-            log.set(&new.log.level);
-        }
-        for warning in &new.warnings {
-            tracing::warn!(warning, "configuration");
+        if new.admin.capture != self.config.admin.capture {
+            self.shared.feed.configure(new.admin.capture);
         }
         self.config = new;
-        Ok(())
+        let news = operator::news(&self.config);
+        self.admin.send_modify(|orders| orders.news = news);
     }
 }
 

@@ -3,14 +3,17 @@
 //! Owns arguments, their help and the exit codes: 0 fine, 1 failed, 2 usage or configuration.
 //! Errors go to stderr, one line each.
 
+mod api;
 mod check;
 mod core_dump;
 mod demo;
+mod endpoints;
 mod healthcheck;
 mod queue;
 mod sample;
 mod send;
 mod serve;
+mod tail;
 mod verify;
 
 use std::{
@@ -49,6 +52,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Show and change what is on disk, on a running instance or a stopped one
     Queue(queue::QueueArgs),
+    /// Show requests as they come, through a running instance's API
+    Tail(tail::TailArgs),
+    /// List, make, change, switch, try and remove endpoints, through a running instance's API
+    Endpoints(Box<endpoints::EndpointsArgs>),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print a shell's completions
@@ -198,6 +205,8 @@ impl Cli {
             Command::Verify(args) => verify::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Queue(args) => queue::run(args),
+            Command::Tail(args) => tail::run(args),
+            Command::Endpoints(args) => endpoints::run(*args),
             Command::Schema => print(&format!("{:#}\n", config::json_schema())),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

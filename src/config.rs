@@ -14,14 +14,23 @@ use std::{
     fmt,
     net::SocketAddr,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::{connection::opening::Proxies, endpoint::Endpoints, limits::Limits, log, tls};
+use crate::{
+    admin,
+    connection::opening::Proxies,
+    endpoint::Endpoints,
+    limits::Limits,
+    log,
+    roster::{Roster, RosterError},
+    tls,
+};
 
 /// Where a configuration comes from. Not to be printed: the environment holds secrets.
 #[derive(Clone, Default)]
@@ -85,6 +94,10 @@ pub struct Config {
     pub server: Server,
     /// The operator's listeners.
     pub admin_listen: Vec<Listen>,
+    /// The listeners of API and dashboard, where they have their own.
+    pub api_listen: Option<Vec<Listen>>,
+    /// Who may use API and dashboard, and what they keep.
+    pub admin: Arc<admin::Settings>,
     /// What is logged, and how.
     pub log: Log,
     /// The bounds for senders.
@@ -97,6 +110,11 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Files whose change means a reload.
     pub watched: Vec<PathBuf>,
+    /// What was set at run time.
+    pub roster: Roster,
+    /// Why that was not read: whoever serves must not go on without it.
+    pub roster_fault: Option<RosterError>,
+    document: Option<document::Document>,
     effective: Value,
 }
 
@@ -189,7 +207,28 @@ pub fn load_naming(
     named: &mut Vec<PathBuf>,
 ) -> Result<Config, Vec<Fault>> {
     let document = document::Document::read(sources)?;
-    build::build(document, &sources.env, now, named)
+    let roster = document
+        .data_dir()
+        .map_or_else(|| Ok(Roster::default()), |dir| Roster::read(&dir));
+    build::build(document, roster, &sources.env, now, named)
+}
+
+/// What a configuration becomes with another roster: its layers as they were read then, its secrets
+/// read again.
+///
+/// # Errors
+/// As [`load`].
+pub fn with_roster(
+    config: &Config,
+    roster: Roster,
+    sources: &Sources,
+    now: SystemTime,
+) -> Result<Config, Vec<Fault>> {
+    let document = match &config.document {
+        Some(document) => document.clone(),
+        None => document::Document::read(sources)?,
+    };
+    build::build(document, Ok(roster), &sources.env, now, &mut Vec::new())
 }
 
 /// Where durable state lives, whatever else is wrong with a configuration: an operator's shell
@@ -198,9 +237,25 @@ pub fn load_naming(
 /// # Errors
 /// A file that cannot be read.
 pub fn data_dir(sources: &Sources) -> Result<Option<PathBuf>, Vec<Fault>> {
-    let document = document::Document::read(sources)?;
-    let text = document.values.get("data_dir").and_then(Value::as_str);
-    Ok(text.map(PathBuf::from))
+    Ok(document::Document::read(sources)?.data_dir())
+}
+
+/// Where API and dashboard are and what opens them, whatever else is wrong with a configuration.
+#[derive(Debug)]
+pub struct Door {
+    /// Where they listen.
+    pub listen: Vec<Listen>,
+    /// What opens them.
+    pub settings: Arc<admin::Settings>,
+}
+
+/// Reads of a configuration what leads to the API: an operator's shell need not hold its other
+/// secrets.
+///
+/// # Errors
+/// A file that cannot be read, and what is wrong in the table `admin`.
+pub fn door(sources: &Sources) -> Result<Door, Vec<Fault>> {
+    build::door(&document::Document::read(sources)?, &sources.env)
 }
 
 impl Config {
@@ -215,6 +270,20 @@ impl Config {
         &self.effective
     }
 
+    /// The file, where there is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.document.as_ref()?.file.as_deref()
+    }
+
+    /// Whether an endpoint that stands in the configuration is active there; `None`: none of this
+    /// name does.
+    pub fn active_as_configured(&self, name: &str) -> Option<bool> {
+        let document = self.document.as_ref()?;
+        let table = document.values.get("endpoints")?.get(name)?;
+        let active = table.get("active").and_then(Value::as_bool);
+        Some(active.unwrap_or(true))
+    }
+
     /// The keys whose change a running process cannot follow.
     pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let changed = [
@@ -226,6 +295,7 @@ impl Config {
             ("server.tls.acme", self.server.acme() != new.server.acme()),
             ("server.threads", self.server.threads != new.server.threads),
             ("admin.listen", self.admin_listen != new.admin_listen),
+            ("admin.api_listen", self.api_listen != new.api_listen),
             ("data_dir", self.data_dir != new.data_dir),
             ("log.format", self.log.format != new.log.format),
             ("dedup.capacity", self.dedup_capacity != new.dedup_capacity),

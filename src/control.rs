@@ -4,9 +4,10 @@
 //! running instance does it, asked through a socket in its directory, or the command line itself on
 //! a stopped one. It leaves what is kept to the queue, and how it is shown to the command line.
 
+pub(crate) mod quarantine;
 mod reverify;
 pub mod socket;
-mod view;
+pub(crate) mod view;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,13 +17,16 @@ use uuid::Uuid;
 
 use crate::{
     dedup::Table,
-    endpoint::{EndpointName, Endpoints},
+    endpoint::{Endpoint, EndpointName, Endpoints},
     metrics::Metrics,
     queue::{self, Cursor, Queue, State},
 };
 
 /// Most events in one part of a listing.
 pub const PAGE_LIMIT: usize = 500;
+
+/// Most quarantined requests in one part of a listing: each is read whole.
+pub const QUARANTINE_PAGE: usize = 50;
 
 /// What is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,6 +44,14 @@ pub enum Order {
         /// Their keys stay taken.
         keep_key: bool,
     },
+    /// What is known of one quarantined request, itself and why its signature does not match
+    /// included.
+    Explain {
+        /// Whose.
+        endpoint: String,
+        /// Its number.
+        number: i64,
+    },
     /// A part of a listing.
     List {
         /// Which.
@@ -55,6 +67,15 @@ pub enum Order {
         endpoint: String,
         /// Holds.
         paused: bool,
+    },
+    /// A part of an endpoint's quarantine.
+    Quarantined {
+        /// Whose.
+        endpoint: String,
+        /// The number behind which it goes on; 0: from the first.
+        after: i64,
+        /// At most so many, and at most [`QUARANTINE_PAGE`].
+        limit: usize,
     },
     /// Events become due again.
     Replay {
@@ -111,6 +132,8 @@ pub enum Which {
 pub enum Refusal {
     /// It was tried and failed.
     Failed(String),
+    /// There is no such event.
+    Unknown(String),
     /// It makes no sense.
     Usage(String),
 }
@@ -154,6 +177,19 @@ impl Control {
                 }
                 Ok(json!({"dropped": dropped.map_err(said)?}))
             }
+            Order::Explain { endpoint, number } => {
+                let endpoint = configured(&endpoint, endpoints)?;
+                quarantine::explain(&self.queue, endpoint, number).await
+            }
+            Order::Quarantined {
+                endpoint,
+                after,
+                limit,
+            } => {
+                let name = name(&endpoint)?;
+                let limit = limit.min(QUARANTINE_PAGE);
+                quarantine::list(&self.queue, &name, after, limit).await
+            }
             Order::List {
                 filter,
                 from,
@@ -182,11 +218,7 @@ impl Control {
                 Ok(json!({"replayed": replayed}))
             }
             Order::Reverify { endpoint } => {
-                let name = name(&endpoint)?;
-                let found = endpoints.iter().find(|e| e.name == name);
-                let found = found.ok_or_else(|| {
-                    Refusal::Usage(format!("{endpoint}: no such endpoint is configured"))
-                })?;
+                let found = configured(&endpoint, endpoints)?;
                 reverify::reverify(&self.queue, &self.table, self.metrics.as_deref(), found)
                     .await
                     .map_err(Refusal::Failed)
@@ -198,7 +230,7 @@ impl Control {
                 let shown = self.queue.show(id(&event_id)?, with_record).await;
                 let detail = shown.map_err(said)?;
                 let detail =
-                    detail.ok_or_else(|| Refusal::Failed(format!("{event_id}: no such event")))?;
+                    detail.ok_or_else(|| Refusal::Unknown(format!("{event_id}: no such event")))?;
                 Ok(view::detail(&detail))
             }
             Order::Stats => {
@@ -217,6 +249,15 @@ impl Control {
         let stats = stats.map_err(|error| Refusal::Failed(error.to_string()))?;
         Ok(stats.iter().any(|stats| stats.endpoint == *name))
     }
+}
+
+/// The endpoint of this name.
+fn configured<'e>(text: &str, endpoints: &'e Endpoints) -> Result<&'e Endpoint, Refusal> {
+    let name = name(text)?;
+    let found = endpoints.iter().find(|endpoint| endpoint.name == name);
+    found
+        .map(|endpoint| &**endpoint)
+        .ok_or_else(|| Refusal::Usage(format!("{text}: no such endpoint is configured")))
 }
 
 fn name(text: &str) -> Result<EndpointName, Refusal> {

@@ -4,6 +4,7 @@
 //! right by construction: names are bounded, paths are origin-form, secrets are not empty. It
 //! leaves reading configuration to `config` and acting on it to `gate` and `upstream`.
 
+mod allow;
 mod queueing;
 
 use std::{
@@ -21,7 +22,10 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-pub use self::queueing::{Mode, Ordering, Queueing};
+pub use self::{
+    allow::{Allow, Allowed},
+    queueing::{Mode, Ordering, Queueing},
+};
 use crate::{
     dedup,
     signature::{Scheme, Secrets},
@@ -247,6 +251,8 @@ pub struct Upstream {
     pub connect_retry: Duration,
     /// Certificates, for `https`.
     pub tls: TlsMaterial,
+    /// Which addresses may be connected to; `None`: any.
+    pub allow: Option<Arc<Allow>>,
 }
 
 impl Upstream {
@@ -366,6 +372,8 @@ pub struct Endpoint {
     pub events: EventFilter,
     /// Switched off: 503 for everything.
     pub active: bool,
+    /// When it was made at run time; `None`: it stands in the configuration.
+    pub made_at: Option<SystemTime>,
     /// Free text for the operator.
     pub description: String,
     /// Free text: where the sender-side webhook was made.

@@ -3,6 +3,8 @@
 //! Owns reading one string out of a JSON body without building the rest of it. It never decides
 //! whether a body is delivered: a body that is no JSON is an event like any other.
 
+pub(crate) mod samples;
+
 use std::{
     borrow::Cow,
     cell::{Cell, RefCell},

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
 use tokio::task::JoinSet;
 
@@ -30,6 +31,7 @@ use crate::{
     dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
     endpoint::{Endpoint, MissingKey, Mode, is_trusted},
     event,
+    feed::Level,
     headers::{self, Forward, RequestHead},
     kept::Origin,
     metrics::{EventLabel, Outcome},
@@ -128,7 +130,8 @@ impl Gate {
         request: Request<Inflow<'_>>,
     ) -> Response<AnswerBody> {
         let now = SystemTime::now();
-        let mut visit = Visit::begin(now, watch.begin(), &mut self.random.borrow_mut());
+        let level = self.shared.feed.level();
+        let mut visit = Visit::begin(now, watch.begin(), level, &mut self.random.borrow_mut());
         let (head, inflow) = request.into_parts();
         visit.trace = Trace::begin(&head.headers, now);
         let outcome = self.pass(watch, &head, inflow, &mut visit).await;
@@ -142,6 +145,9 @@ impl Gate {
         }
         let ended = visit.answered.unwrap_or_else(Instant::now);
         visit.end(&self.shared, watch.peer, &response, ended);
+        if level != Level::Off {
+            visit.tell(&self.shared.feed, watch, &head, response.status(), ended);
+        }
         watch.answered(ended, closes);
         response
     }
@@ -204,6 +210,9 @@ impl Gate {
         );
         let body = body.await.map_err(|error| unread(error, watch))?;
         visit.closes = false;
+        if visit.level == Level::Captured {
+            visit.captured = Some(Bytes::copy_from_slice(body.as_bytes()));
+        }
         lane.metrics
             .body_bytes
             .observe(visit::float(body.as_bytes().len()));

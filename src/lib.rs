@@ -20,6 +20,8 @@ pub mod app;
 pub mod cli;
 // File, environment and flags, read into a configuration that is right by construction.
 pub mod config;
+// What operators set at run time: endpoints of their own, and switches.
+pub mod roster;
 // Log lines: where they go, and how many refusals are worth one.
 pub mod log;
 // Which signal means what.
@@ -42,6 +44,8 @@ pub mod body;
 pub mod connection;
 // From the disk to the upstream: when to try again, when to give up, in which order.
 pub mod delivery;
+// What happens, as it happens, for whoever watches.
+pub mod feed;
 // A request as it is kept on disk.
 pub mod kept;
 // One request, top to bottom.

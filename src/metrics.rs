@@ -6,6 +6,7 @@
 //! happened to others; it is only told.
 
 mod queueing;
+mod readings;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -18,7 +19,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-pub use self::queueing::{Deliveries, QueueMetrics};
+pub use self::{
+    queueing::{Deliveries, QueueMetrics},
+    readings::{Buckets, Readings, quantile},
+};
 use crate::{
     connection::opening::OpenFault,
     dedup::{KeyReuse, Replay},
@@ -107,6 +111,11 @@ impl EventLabel {
     ];
     /// A type that could not be read, or is not known yet.
     pub const NONE: Self = Self(6);
+
+    /// The label as text.
+    pub fn label(self) -> &'static str {
+        Self::LABELS.get(self.0).unwrap_or(&"none")
+    }
 
     /// The label for this type.
     pub fn of(event_type: Option<&str>) -> Self {

@@ -32,6 +32,7 @@ mod wal;
 mod writer;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -224,6 +225,18 @@ impl Queue {
             tally.stored_bytes() + positive(tally.quarantined.bytes)
         });
         bytes.sum()
+    }
+
+    /// What each endpoint holds, as far as memory tells: events that wait, those leased included,
+    /// and events given up.
+    pub fn depths(&self) -> BTreeMap<String, (u64, u64)> {
+        let accounts = self.shared.accounts().into_iter();
+        let depths = accounts.map(|account| {
+            let stats = account.stats(None);
+            let waiting = stats.pending + stats.leased;
+            (stats.endpoint.to_string(), (waiting, stats.dead))
+        });
+        depths.collect()
     }
 
     /// Events from a cursor on (the default: from the first), at most `limit` ≤ 1000.

@@ -53,6 +53,11 @@ impl Secret {
         self.not_after
     }
 
+    /// Whether it matches anything at `now`.
+    pub fn is_good_at(&self, now: SystemTime) -> bool {
+        self.not_after.is_none_or(|end| now < end)
+    }
+
     /// How many bytes it has.
     #[expect(clippy::len_without_is_empty, reason = "a secret is never empty")]
     pub fn len(&self) -> usize {
@@ -85,6 +90,17 @@ pub enum SecretEncoding {
 }
 
 impl SecretEncoding {
+    /// Key bytes, written so.
+    pub fn encode(self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(match self {
+            Self::Base64 => base64::engine::general_purpose::STANDARD
+                .encode(bytes)
+                .into_bytes(),
+            Self::Hex => hex::encode(bytes).into_bytes(),
+            Self::Utf8 => bytes.to_vec(),
+        })
+    }
+
     /// The key bytes. They are written once, where they stay: a buffer that grew would leave
     /// what it held behind.
     ///

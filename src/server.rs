@@ -29,6 +29,7 @@ use http::{Method, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
+    net::UnixStream,
     sync::watch,
     task::{JoinError, JoinSet},
 };
@@ -46,6 +47,7 @@ use crate::{
     gate::{Gate, Live},
     limits::Limits,
     rejection::{Malformation, Rejection},
+    stream::Stream,
     upstream::AnswerBody,
 };
 
@@ -176,15 +178,7 @@ pub async fn run<H: Handler>(
         .into_iter()
         .map(Listener::new)
         .collect::<io::Result<_>>()?;
-    let here = Rc::new(Connections {
-        handler,
-        budget,
-        doors,
-        wakers: RefCell::default(),
-        next: Cell::new(0),
-        streams: RefCell::default(),
-        is_last_call_over: Cell::new(false),
-    });
+    let here = Rc::new(Connections::new(handler, budget, doors));
     let mut tasks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     let mut pause_until = None;
@@ -243,6 +237,26 @@ pub async fn run<H: Handler>(
     }
 }
 
+/// Serves one connection of the process with itself, until it ends.
+pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<Budget>) {
+    // Counted nowhere: it is no sender's.
+    let uncounted = IntGauge::new("own_connections", "not shown").ok();
+    let Some(doors) = uncounted.and_then(|gauge| Doors::new(gauge, 1).enter(1)) else {
+        return;
+    };
+    let limits = handler.limits();
+    let here = Rc::new(Connections::new(handler, budget, doors.clone()));
+    let accepted = Accepted {
+        stream: Stream::Unix(socket),
+        peer: None,
+        is_plain: true,
+    };
+    here.clone()
+        .serve(accepted, limits, None, Guard(doors))
+        .await;
+    here.handler.finish().await;
+}
+
 fn note_end(ended: Result<(), JoinError>) {
     if ended.is_err_and(|error| error.is_panic()) {
         tracing::error!("a connection's task panicked");
@@ -258,6 +272,18 @@ pub(crate) async fn until(moment: Option<tokio::time::Instant>) {
 }
 
 impl<H: Handler> Connections<H> {
+    fn new(handler: H, budget: Arc<Budget>, doors: Doors) -> Self {
+        Self {
+            handler,
+            budget,
+            doors,
+            wakers: RefCell::default(),
+            next: Cell::new(0),
+            streams: RefCell::default(),
+            is_last_call_over: Cell::new(false),
+        }
+    }
+
     fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let opening = self.handler.opening();

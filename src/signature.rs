@@ -330,6 +330,13 @@ impl Scheme {
             .decode(text.strip_prefix(prefix.as_bytes()).unwrap_or(text))
     }
 
+    /// Key bytes, as the sender writes a secret.
+    pub fn encode_secret(&self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+        let prefix = self.spec.secret_prefix.as_deref().unwrap_or_default();
+        let written = self.spec.secret_encoding.encode(bytes);
+        Zeroizing::new([prefix.as_bytes(), &written].concat())
+    }
+
     /// Reads the headers and prepares to hash the body.
     ///
     /// # Errors

@@ -154,7 +154,8 @@ impl Upstream {
             })
         };
         Ok(Self {
-            route: Route::new(&settings.transport, settings.connect_timeout, &settings.tls)?,
+            route: Route::new(&settings.transport, settings.connect_timeout, &settings.tls)?
+                .within(settings.allow.clone()),
             load: before.map_or_else(fresh, |before| before.load.clone()),
             max_concurrency: settings.max_concurrency.get(),
             rate: settings.rate,

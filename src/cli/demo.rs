@@ -26,6 +26,8 @@ use crate::{
 const SECRET: &str = "demo-secret-do-not-use-elsewhere";
 const VARIABLE: &str = "HOOKWARD_DEMO_SECRET";
 const PATH: &str = "/webhooks/tinytalk";
+/// What opens the demo's dashboard; a fresh one every time.
+const TOKEN: &str = "HOOKWARD_DEMO_TOKEN";
 /// Longer than anything on loopback takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Deliveries the sample application may be behind with; there are fewer altogether.
@@ -47,15 +49,21 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
     let application = listener.local_addr()?;
     let delivered = application_at(listener);
     let outage = Outage::new()?;
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    let operator = [
+        ("LISTEN", r#"["127.0.0.1:0"]"#.to_owned()),
+        ("TOKEN", format!(r#"{{env="{TOKEN}"}}"#)),
+        ("UPSTREAM_ALLOW", r#"["127.0.0.0/8"]"#.to_owned()),
+        ("CAPTURE", "{events=1000}".to_owned()),
+    ];
+    let operator = operator.map(|(key, value)| (format!("HOOKWARD_ADMIN__{key}"), value));
     let sources = Sources {
         env: [
             (VARIABLE.to_owned(), SECRET.to_owned()),
-            (
-                "HOOKWARD_ADMIN__LISTEN".to_owned(),
-                "[\"127.0.0.1:0\"]".to_owned(),
-            ),
+            (TOKEN.to_owned(), token.clone()),
         ]
         .into_iter()
+        .chain(operator)
         .chain(outage.variables())
         .collect(),
         flags: Flags {
@@ -93,6 +101,11 @@ pub(super) fn run(args: DemoArgs) -> Outcome {
     if !args.keep {
         return print("\nAs it should be. Try your own: hookward serve --help\n");
     }
+    let dashboard = app.admin_addresses().next();
+    let dashboard = dashboard.map(ToString::to_string).unwrap_or_default();
+    print(&format!(
+        "\nThe dashboard is at http://{dashboard}/ and opens with this token: {token}\n"
+    ))?;
     print(&format!(
         "\nStill running; stop it with Ctrl-C. Send an event of your own from another terminal:\n\
          \n  {VARIABLE}={SECRET} hookward send message.created --to {url} --secret-env {VARIABLE}\n",

@@ -1,6 +1,6 @@
 //! `queue`: what is on disk, shown and changed, on a running instance or a stopped one.
 
-mod show;
+pub(super) mod show;
 
 use std::{
     io::Write as _,
@@ -330,7 +330,9 @@ impl Place {
 
     fn carry_out(&self, order: Order) -> Result<Value, Failure> {
         let endpoints = match order {
-            Order::Reverify { .. } => config::load(&self.sources, SystemTime::now())?.endpoints,
+            Order::Explain { .. } | Order::Reverify { .. } => {
+                config::load(&self.sources, SystemTime::now())?.endpoints
+            }
             // The store may know the endpoint where the configuration cannot be read.
             Order::Pause { .. } => config::load(&self.sources, SystemTime::now())
                 .map(|config| config.endpoints)
@@ -338,6 +340,7 @@ impl Place {
             Order::Backup { .. }
             | Order::Drop { .. }
             | Order::List { .. }
+            | Order::Quarantined { .. }
             | Order::Replay { .. }
             | Order::Show { .. }
             | Order::Stats => Endpoints::default(),
@@ -360,7 +363,7 @@ impl Place {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Failed(line) => Self::Failed(line),
+            Refusal::Failed(line) | Refusal::Unknown(line) => Self::Failed(line),
             Refusal::Usage(line) => Self::Usage(vec![line]),
         }
     }

@@ -1,4 +1,4 @@
-//! Sample events, and a small client that posts them.
+//! A small client that posts sample events.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read, Write as _},
@@ -10,40 +10,10 @@ use std::{
 use http::{HeaderName, HeaderValue, Uri};
 use rustls_pki_types::ServerName;
 
+pub(super) use crate::event::samples::{EVENTS, body_of};
+
 /// How long an answer may take: longer than a sender waits.
 const PATIENCE: Duration = Duration::from_secs(40);
-
-/// The five event types that the sender documents, each with a body of its shape.
-pub(super) const EVENTS: [(&str, &str); 5] = [
-    (
-        "contact.created",
-        r#"{"type":"contact.created","payload":{"contact":{"id":"cnt_1","email":"ada@example.com","name":"Ada","createdAt":"2026-11-02T09:00:00.000Z","updatedAt":"2026-11-02T09:00:00.000Z"},"botId":"bot_1"}}"#,
-    ),
-    (
-        "message.created",
-        r#"{"type":"message.created","payload":{"message":{"role":"user","content":"Do you deliver to Graz?"},"botId":"bot_1","conversationId":"cnv_1","contactId":"cnt_1","createdAt":"2026-11-02T09:00:05.000Z","updatedAt":"2026-11-02T09:00:05.000Z"}}"#,
-    ),
-    (
-        "contact.lead.updated",
-        r#"{"type":"contact.lead.updated","payload":{"contact":{"id":"cnt_1","email":"ada@example.com","lead":"qualified"},"botId":"bot_1","updatedAt":"2026-11-02T09:01:00.000Z"}}"#,
-    ),
-    (
-        "conversation.created",
-        r#"{"type":"conversation.created","payload":{"conversation":{"id":"cnv_1","contactId":"cnt_1"},"botId":"bot_1","createdAt":"2026-11-02T09:00:04.000Z"}}"#,
-    ),
-    (
-        "takeover.request",
-        r#"{"type":"takeover.request","payload":{"conversationId":"cnv_1","contactId":"cnt_1","reason":"asked for a person","botId":"bot_1","createdAt":"2026-11-02T09:02:00.000Z"}}"#,
-    ),
-];
-
-/// The sample body of an event type.
-pub(super) fn body_of(event: &str) -> Option<&'static str> {
-    EVENTS
-        .iter()
-        .find(|(name, _)| *name == event)
-        .map(|(_, body)| *body)
-}
 
 /// What came back.
 pub(super) struct Reply {
@@ -62,7 +32,7 @@ impl Reply {
     }
 }
 
-trait Wire: Read + io::Write {}
+pub(super) trait Wire: Read + io::Write {}
 impl<T: Read + io::Write> Wire for T {}
 
 /// Posts a body and reads the answer, on a connection of its own.
@@ -99,7 +69,7 @@ pub(super) fn post(
     read_reply(wire).map_err(|error| sent.err().unwrap_or(error))
 }
 
-fn connect(url: &Uri, authority: &http::uri::Authority) -> io::Result<Box<dyn Wire>> {
+pub(super) fn connect(url: &Uri, authority: &http::uri::Authority) -> io::Result<Box<dyn Wire>> {
     let is_tls = url.scheme_str() == Some("https");
     let port = authority
         .port_u16()
@@ -128,7 +98,7 @@ fn connect(url: &Uri, authority: &http::uri::Authority) -> io::Result<Box<dyn Wi
     Ok(Box::new(rustls::StreamOwned::new(session, tcp)))
 }
 
-fn read_reply(wire: Box<dyn Wire>) -> io::Result<Reply> {
+pub(super) fn read_reply(wire: Box<dyn Wire>) -> io::Result<Reply> {
     let broken = || io::Error::from(io::ErrorKind::InvalidData);
     let mut wire = BufReader::new(wire);
     let mut line = || -> io::Result<String> {

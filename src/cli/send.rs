@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::SystemTime};
 use clap::Args;
 use http::Uri;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{Failure, Outcome, hidden, print, sample};
 use crate::{
@@ -97,10 +98,20 @@ pub(super) fn run(args: SendArgs) -> Outcome {
     }
 }
 
+/// What a variable holds that an option names.
+pub(super) fn variable(option: &str, name: &str) -> Result<Zeroizing<String>, Failure> {
+    let unset = || {
+        Failure::Usage(vec![format!(
+            "{option}: the variable named there is not set"
+        )])
+    };
+    hidden(name).ok_or_else(unset)
+}
+
 /// The secret in a variable, as the scheme writes secrets.
 pub(super) fn secret(scheme: &Scheme, variable: &str) -> Result<Secret, Failure> {
     let usage = |what: &str| Failure::Usage(vec![format!("--secret-env: {what}")]);
-    let text = hidden(variable).ok_or_else(|| usage("the variable named there is not set"))?;
+    let text = self::variable("--secret-env", variable)?;
     let bytes = scheme
         .decode_secret(text.as_bytes())
         .map_err(|expected| usage(&format!("the secret is not {expected}")))?;

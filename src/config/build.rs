@@ -1,5 +1,6 @@
 //! Every key, its default and its bounds: the merged document becomes a [`Config`].
 
+mod admin;
 mod endpoint;
 mod queueing;
 mod tls;
@@ -15,11 +16,11 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use self::endpoint::Reader;
+use self::{admin::read_admin, endpoint::Reader};
 use super::{
-    Config, Fault, Listen, Log, Server,
+    Config, Door, Fault, Listen, Log, Server,
     document::{Document, TOP},
-    table::{Kind, Table, as_text},
+    table::{self, Table, as_text},
 };
 use crate::{
     connection::opening::Proxies,
@@ -27,12 +28,11 @@ use crate::{
     endpoint::{Dedup, Endpoints, MissingKey},
     limits::Limits,
     log, queue,
+    roster::{Roster, RosterError},
 };
 
 const MS: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_hours(24);
-/// What switches on something that does not exist yet.
-pub(super) const NOT_AVAILABLE: &str = "not available in this version";
 /// Longest data directory, in bytes: a socket's path is at most 107, and `/control.sock` is in it.
 const DATA_DIR_LENGTH: usize = 107 - "/control.sock".len();
 const PUBLIC: &str = "an address such as 127.0.0.1:8080, [::1]:8080, http://127.0.0.1:8080 \
@@ -42,21 +42,31 @@ const ADDRESS: &str = "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/ru
 /// Makes a configuration of a document.
 pub(super) fn build(
     mut document: Document,
+    roster: Result<Roster, RosterError>,
     env: &[(String, String)],
     now: SystemTime,
     named: &mut Vec<PathBuf>,
 ) -> Result<Config, Vec<Fault>> {
+    let (roster, roster_fault) = match roster {
+        Ok(roster) => (roster, None),
+        Err(error) => (Roster::default(), Some(error)),
+    };
     let faults = Rc::new(RefCell::new(Vec::new()));
     let written = Rc::new(document.written.clone());
     let mut root = Table::root(document.values.clone(), &faults, written);
-    let built = read_root(&mut root, env, now, named);
+    let built = read_root(&mut root, &roster, env, now, named);
     named.extend(document.file.clone());
     let (effective, _) = root.end();
     let found = faults.borrow().clone();
+    let made = |path: &str| {
+        let name = path.strip_prefix("endpoints.")?.split('.').next()?;
+        let is_made = roster.endpoints.contains_key(name);
+        is_made.then(|| document.roster_path())
+    };
     let mut all: Vec<Fault> = found
         .into_iter()
         .map(|found| Fault {
-            origin: document.origin(&found.path),
+            origin: made(&found.path).unwrap_or_else(|| document.origin(&found.path)),
             path: found.path,
             what: found.what,
         })
@@ -65,12 +75,44 @@ pub(super) fn build(
     let Some(mut config) = built.filter(|_| all.is_empty()) else {
         return Err(all);
     };
+    if let Some(error) = roster_fault {
+        let place = document.roster_path();
+        config.warnings.push(format!(
+            "{place}: {error}; what was made at run time is left out"
+        ));
+    }
+    config.roster_fault = roster_fault;
+    config.roster = roster;
     config
         .warnings
         .splice(0..0, std::mem::take(&mut document.warnings));
     config.watched.clone_from(named);
     config.effective = effective;
+    // Needed where something may change at run time; else it is forgotten with what stands in it.
+    config.document = config.admin.token.is_some().then_some(document);
     Ok(config)
+}
+
+/// The table `admin` alone.
+pub(super) fn door(document: &Document, env: &[(String, String)]) -> Result<Door, Vec<Fault>> {
+    let faults = Rc::new(RefCell::new(Vec::new()));
+    let written = Rc::new(document.written.clone());
+    let mut root = Table::root(document.values.clone(), &faults, written);
+    let mut reader = Reader::new(env, SystemTime::UNIX_EPOCH, false);
+    let admin = read_admin(&mut root, &mut reader);
+    let found = faults.borrow().clone();
+    if found.is_empty() {
+        return Ok(Door {
+            listen: admin.api_listen.unwrap_or(admin.listen),
+            settings: admin.settings,
+        });
+    }
+    let fault = |found: table::Found| Fault {
+        origin: document.origin(&found.path),
+        path: found.path,
+        what: found.what,
+    };
+    Err(found.into_iter().map(fault).collect())
 }
 
 /// The schema: what reading one endpoint with everything in it asks for.
@@ -79,7 +121,8 @@ pub(super) fn schema() -> Value {
     let document = json!({"endpoints": {"x": {"scheme": {}, "secrets": [{}]}}});
     let values = document.as_object().cloned().unwrap_or_default();
     let mut root = Table::root(values, &faults, Rc::default());
-    read_root(&mut root, &[], SystemTime::UNIX_EPOCH, &mut Vec::new());
+    let (roster, epoch) = (Roster::default(), SystemTime::UNIX_EPOCH);
+    read_root(&mut root, &roster, &[], epoch, &mut Vec::new());
     let (_, mut schema) = root.end();
     if let Some(schema) = schema.as_object_mut() {
         schema.insert(
@@ -93,6 +136,7 @@ pub(super) fn schema() -> Value {
 
 fn read_root(
     root: &mut Table,
+    roster: &Roster,
     env: &[(String, String)],
     now: SystemTime,
     named: &mut Vec<PathBuf>,
@@ -117,32 +161,22 @@ fn read_root(
         watched: &mut watched,
     };
     let server = read_server(root, &mut around);
-    let admin_listen = read_admin(root);
+    let mut reader = Reader::new(env, now, data_dir.is_some());
+    reader.warnings = warnings;
+    reader.watched = watched;
+    let admin = read_admin(root, &mut reader);
+    reader.allow = admin.allow;
+    reader.keeps_keys = admin.settings.token.is_some();
     let log = read_log(root)?;
     let limits = read_limits(root);
     let mut table = root.table("dedup");
     let capacity = table.number("capacity", 100_000, 1..=100_000_000);
-    let default = Dedup {
-        missing_key: MissingKey::Forward,
-        policy: dedup::Policy {
-            window: DAY,
-            key_reuse: dedup::KeyReuse::Duplicate,
-            replay: dedup::Replay::Flag,
-        },
-    };
-    let dedup = read_dedup(&mut table, default)?;
+    reader.limits = limits;
+    reader.dedup = read_dedup(&mut table, reader.dedup)?;
     root.close("dedup", table);
 
-    let mut reader = Reader {
-        env,
-        now,
-        limits,
-        dedup,
-        has_data_dir: data_dir.is_some(),
-        warnings,
-        watched,
-    };
-    let endpoints = read_endpoints(root, &mut reader);
+    let can_be_made = admin.settings.token.is_some() && data_dir.is_some();
+    let endpoints = read_endpoints(root, &mut reader, roster, can_be_made);
     named.extend(std::mem::take(&mut reader.watched));
     debug_assert!(
         TOP.len() == 9,
@@ -157,13 +191,18 @@ fn read_root(
         shutdown_delay,
         shutdown_grace,
         server: server?,
-        admin_listen,
+        admin_listen: admin.listen,
+        api_listen: admin.api_listen,
+        admin: admin.settings,
         log,
         limits,
         dedup_capacity: NonZeroUsize::new(capacity)?,
         endpoints: endpoints?,
         warnings: reader.warnings,
         watched: Vec::new(),
+        roster: Roster::default(),
+        roster_fault: None,
+        document: None,
         effective: Value::Null,
     })
 }
@@ -227,35 +266,6 @@ fn read_server(root: &mut Table, around: &mut tls::Surroundings<'_>) -> Option<S
         proxies,
         tls,
     })
-}
-
-fn read_admin(root: &mut Table) -> Vec<Listen> {
-    let mut table = root.table("admin");
-    let listen = table.list("listen", &["127.0.0.1:9464"], ADDRESS, Listen::parse);
-    if table.has("api_listen") {
-        table.list("api_listen", &[], ADDRESS, Listen::parse);
-    }
-    if table.has("token") {
-        table.fault("token", NOT_AVAILABLE);
-    }
-    table.read("token", Kind::Text, "a table", |_| Some(()));
-    table.describe("token", json!({"type": "object"}));
-    let network = "a network such as 10.0.0.0/8";
-    table.list("upstream_allow", &[], network, |text| {
-        text.parse::<ipnet::IpNet>().ok()
-    });
-    table.describe(
-        "api_listen",
-        json!({"type": "array", "items": {"type": "string"}}),
-    );
-    let mut capture = table.table("capture");
-    if capture.number("events", 0, 0..=100_000) > 0 {
-        capture.fault("events", NOT_AVAILABLE);
-    }
-    capture.size("bytes", 8 << 20, 0..=1 << 30);
-    table.close("capture", capture);
-    root.close("admin", table);
-    listen
 }
 
 fn read_log(root: &mut Table) -> Option<Log> {
@@ -345,10 +355,15 @@ fn name_of<T: PartialEq + Copy>(options: &[(&'static str, T)], value: T) -> &'st
         .map_or("", |(name, _)| name)
 }
 
-fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints> {
+fn read_endpoints(
+    root: &mut Table,
+    reader: &mut Reader<'_>,
+    roster: &Roster,
+    can_be_made: bool,
+) -> Option<Endpoints> {
     let mut table = root.table("endpoints");
     let names = table.names();
-    if names.is_empty() {
+    if names.is_empty() && roster.endpoints.is_empty() && !can_be_made {
         table.fault(
             "",
             "expected at least one: [endpoints.NAME] with path, upstream and secrets, \
@@ -360,10 +375,29 @@ fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints
     let mut shown = Map::new();
     for name in names {
         let mut endpoint = table.named(&name);
-        all.push(reader.endpoint(&name, &mut endpoint));
+        let mut read = reader.endpoint(&name, &mut endpoint);
+        if let (Some(read), Some(active)) = (&mut read, roster.switches.get(&name)) {
+            read.active = *active;
+            endpoint.show("active", *active);
+        }
+        all.push(read);
         let (effective, described) = endpoint.end();
         shown.insert(name, effective);
         schema = described;
+    }
+    for (name, made) in &roster.endpoints {
+        if shown.contains_key(name) {
+            table.fault(
+                name,
+                "made at run time too: remove that one (hookward endpoints remove), or name this one otherwise",
+            );
+            continue;
+        }
+        let mut endpoint = table.given(name, made.settings.clone());
+        reader.made = Some(made.at);
+        all.push(reader.endpoint(name, &mut endpoint));
+        reader.made = None;
+        shown.insert(name.clone(), endpoint.end().0);
     }
     if let Some(schema) = schema.as_object_mut() {
         let required = json!(["path", "upstream", "secrets"]);
@@ -379,6 +413,9 @@ fn read_endpoints(root: &mut Table, reader: &mut Reader<'_>) -> Option<Endpoints
             "additionalProperties": schema
         }),
     );
+    if schema.is_null() {
+        root.describe("endpoints", json!({"type": "object"}));
+    }
     let all: Vec<_> = all.into_iter().collect::<Option<_>>()?;
     match Endpoints::new(all) {
         Ok(endpoints) => Some(endpoints),

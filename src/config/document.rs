@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Fault, Flags, Sources, private};
+use crate::roster::Roster;
 
 /// Where the configuration is when nothing says otherwise.
 const DEFAULT_FILE: &str = "/etc/hookward/hookward.toml";
@@ -36,6 +37,7 @@ pub(super) const TOP: [&str; 9] = [
 
 /// The merged configuration and what it was made of. Not to be printed: a value that stands in it
 /// may be a secret. Its own copies are wiped when it is dropped.
+#[derive(Clone)]
 pub(super) struct Document {
     pub(super) values: Map<String, Value>,
     pub(super) file: Option<PathBuf>,
@@ -45,6 +47,15 @@ pub(super) struct Document {
     file_values: Value,
     env_values: Value,
     flag_values: Value,
+}
+
+/// Shows no value: one may be a secret in a wrong place.
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Document")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One layer, as figment takes it.
@@ -97,6 +108,18 @@ impl Document {
             env_values,
             flag_values,
         })
+    }
+
+    /// Where durable state lives, as far as this says.
+    pub(super) fn data_dir(&self) -> Option<PathBuf> {
+        let text = self.values.get("data_dir").and_then(Value::as_str);
+        text.map(PathBuf::from)
+    }
+
+    /// Where what was made at run time stands, for errors.
+    pub(super) fn roster_path(&self) -> String {
+        let dir = self.data_dir().unwrap_or_default();
+        Roster::path(&dir).display().to_string()
     }
 
     /// Names the place a key was set: file, variable or flag.

@@ -331,6 +331,11 @@ impl Table {
         self.inner(name, value)
     }
 
+    /// A table of these values, as if they stood under this name.
+    pub(super) fn given(&mut self, name: &str, values: Map<String, Value>) -> Self {
+        self.inner(name, Some(Value::Object(values)))
+    }
+
     fn inner(&mut self, key: &str, value: Option<Value>) -> Self {
         let values = match value {
             None | Some(Value::Null) => Map::new(),

@@ -10,7 +10,7 @@ use crate::{
     queue::{CorruptRecord, Detail, Stats, Summary},
 };
 
-fn moment(time: SystemTime) -> Value {
+pub(crate) fn moment(time: SystemTime) -> Value {
     humantime::format_rfc3339_millis(time).to_string().into()
 }
 
@@ -60,7 +60,7 @@ pub(super) fn detail(detail: &Detail) -> Value {
 }
 
 /// The request as it was received; what is no text is in base64.
-fn received(kept: &Kept) -> Value {
+pub(super) fn received(kept: &Kept) -> Value {
     let headers = kept.headers.iter().map(|(name, value)| {
         let value = String::from_utf8_lossy(value.as_bytes());
         json!([name.as_str(), value])

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::AtomicBool},
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::StatusCode;
@@ -17,9 +17,10 @@ use crate::{
     connection::opening::{OpenFault, Opening},
     dedup::Table,
     endpoint::{Endpoint, Endpoints},
+    feed::{Feed, Level, Seen},
     limits::Limits,
     log::Sampler,
-    metrics::{EndpointMetrics, Metrics},
+    metrics::{EndpointMetrics, EventLabel, Metrics},
     queue::{self, Lease, Queue, Settled},
     rejection::{Fault, Rejection},
     upstream::{Pool, Upstream},
@@ -30,6 +31,8 @@ use crate::{
 pub struct Shared {
     /// Memory for bodies.
     pub budget: Arc<Budget>,
+    /// What happens, for whoever watches.
+    pub feed: Arc<Feed>,
     /// Every metric.
     pub metrics: Arc<Metrics>,
     /// Which events were seen.
@@ -50,6 +53,7 @@ impl Shared {
     /// Counts and logs what was refused before there was a request: it has no event id.
     pub fn refused(&self, rejection: Rejection, peer: Option<IpAddr>, now: Instant) {
         self.metrics.refused_unrouted(rejection);
+        self.tell(rejection, peer);
         let Some(suppressed) = self.refusals.admit(rejection.fault(), now) else {
             return;
         };
@@ -62,6 +66,27 @@ impl Shared {
                 tracing::warn!(reason, status, peer, suppressed, "shed");
             }
         }
+    }
+
+    /// Tells whoever watches of a request that was none.
+    fn tell(&self, rejection: Rejection, peer: Option<IpAddr>) {
+        if self.feed.level() == Level::Off {
+            return;
+        }
+        self.feed.push(Seen {
+            event_id: String::new(),
+            at: SystemTime::now(),
+            endpoint: None,
+            method: String::new(),
+            target: String::new(),
+            peer: peer.map(|peer| peer.to_canonical().to_string()),
+            event: EventLabel::NONE.label(),
+            status: rejection.status(StatusCode::UNAUTHORIZED).as_u16(),
+            outcome: None,
+            reason: Some(rejection.label()),
+            took: Duration::ZERO,
+            captured: None,
+        });
     }
 
     /// Counts and logs a connection on which no HTTP could be spoken.

@@ -6,7 +6,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use rand::Rng as _;
 use uuid::Uuid;
 
@@ -15,7 +16,9 @@ use super::{
     live::{Lane, Shared},
 };
 use crate::{
+    connection::Watch,
     endpoint::Endpoint,
+    feed::{Captured, Feed, Level, Seen},
     headers::{EVENT_ID, OUTCOME},
     metrics::{EndpointMetrics, EventLabel, Outcome},
     rejection::{Fault, Rejection},
@@ -40,6 +43,10 @@ pub(super) struct Visit {
     pub(super) closes: bool,
     /// When the upstream's answer came.
     pub(super) answered: Option<Instant>,
+    /// What is kept of it for whoever watches.
+    pub(super) level: Level,
+    /// Its body, where that is kept.
+    pub(super) captured: Option<Bytes>,
     /// What failed at the upstream.
     pub(super) cause: Option<Cause>,
     /// What is told of it to a tracing backend.
@@ -51,7 +58,12 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    pub(super) fn begin(now: SystemTime, began: Instant, random: &mut rand::rngs::StdRng) -> Self {
+    pub(super) fn begin(
+        now: SystemTime,
+        began: Instant,
+        level: Level,
+        random: &mut rand::rngs::StdRng,
+    ) -> Self {
         let millis = now
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default()
@@ -70,6 +82,8 @@ impl Visit {
             event: EventLabel::NONE,
             closes: false,
             answered: None,
+            level,
+            captured: None,
             cause: None,
             trace: Trace::default(),
             lane: None,
@@ -199,6 +213,35 @@ impl Visit {
                 "request"
             );
         }
+    }
+
+    /// Tells whoever watches.
+    pub(super) fn tell(
+        &mut self,
+        feed: &Feed,
+        watch: &Watch,
+        head: &Parts,
+        status: StatusCode,
+        ended: Instant,
+    ) {
+        let target = head.uri.path_and_query().map_or("/", |t| t.as_str());
+        let body = self.captured.take();
+        let is_captured = self.level == Level::Captured;
+        let endpoint = self.lane.as_ref().map(|(endpoint, _)| &endpoint.name);
+        feed.push(Seen {
+            event_id: self.id().to_owned(),
+            at: self.now,
+            endpoint: endpoint.map(ToString::to_string),
+            method: head.method.to_string(),
+            target: Seen::cut(target),
+            peer: watch.peer_text.as_deref().map(str::to_owned),
+            event: self.event.label(),
+            status: status.as_u16(),
+            outcome: self.outcome.map(Outcome::label),
+            reason: self.rejection.map(Rejection::label),
+            took: ended.saturating_duration_since(self.began),
+            captured: is_captured.then(|| Captured::new(&head.headers, target, body)),
+        });
     }
 
     /// Logs something odd about an event that goes on all the same; sampled, because a sender may

@@ -80,6 +80,16 @@ pub fn explain(case: &Case<'_>, secret: &[u8]) -> Explanation {
     Explanation { refused, findings }
 }
 
+/// Says the same for each of an endpoint's secrets that is good: its name, and what was found.
+pub fn explain_each<'s>(case: &Case<'_>, secrets: &'s Secrets) -> Vec<(&'s str, Explanation)> {
+    let keys = secrets.keys(case.now);
+    keys.map(|secret| {
+        let written = case.scheme.encode_secret(secret.bytes());
+        (secret.name(), explain(case, &written))
+    })
+    .collect()
+}
+
 const NOTHING: &str = "No usual slip explains it: most likely the secret is another one, or the \
                        body was changed before it got here.";
 
@@ -119,7 +129,7 @@ impl Case<'_> {
             Some((name, header)) => format!(
                 "There is no {wanted} header, but {header}: the sender may sign as {name} does."
             ),
-            None => format!("There is no {wanted} header: pass it with --header."),
+            None => format!("There is no {wanted} header: nothing shows who sent this."),
         }
     }
 

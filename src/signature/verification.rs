@@ -114,6 +114,8 @@ pub struct Secrets {
 }
 
 struct Prepared {
+    /// Kept where an operator may have something signed or explained.
+    key: Option<Secret>,
     name: String,
     not_after: Option<SystemTime>,
     start: Running,
@@ -124,11 +126,24 @@ struct Prepared {
 pub struct NoSecret;
 
 impl Secrets {
-    /// Makes the key schedules.
+    /// Makes the key schedules; the key bytes are wiped.
     ///
     /// # Errors
     /// [`NoSecret`] when there is none.
     pub fn new(algorithm: Algorithm, secrets: Vec<Secret>) -> Result<Self, NoSecret> {
+        Self::keeping(algorithm, secrets, false)
+    }
+
+    /// Makes the key schedules; the key bytes are kept too, for [`Secrets::keys`], if that is
+    /// wanted.
+    ///
+    /// # Errors
+    /// [`NoSecret`] when there is none.
+    pub fn keeping(
+        algorithm: Algorithm,
+        secrets: Vec<Secret>,
+        keeps: bool,
+    ) -> Result<Self, NoSecret> {
         if secrets.is_empty() {
             return Err(NoSecret);
         }
@@ -136,10 +151,17 @@ impl Secrets {
             start: Running::new(algorithm, secret.bytes()),
             name: secret.name().to_owned(),
             not_after: secret.not_after(),
+            key: keeps.then_some(secret),
         };
         Ok(Self {
             all: secrets.into_iter().map(prepare).collect(),
         })
+    }
+
+    /// Those that are good at `now` with their key bytes, where these are kept.
+    pub fn keys(&self, now: SystemTime) -> impl Iterator<Item = &Secret> {
+        let keys = self.all.iter().filter_map(|secret| secret.key.as_ref());
+        keys.filter(move |key| key.is_good_at(now))
     }
 
     /// Their names, in the order of their numbers.

@@ -1,7 +1,7 @@
 //! An upstream's answer: its head, read strictly, and its body, held or passed on.
 
 use std::{
-    io,
+    fmt, io,
     mem::MaybeUninit,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -204,10 +204,20 @@ pub(super) fn poll_fill(
 #[derive(Debug)]
 pub struct AnswerBody(Inner);
 
-#[derive(Debug)]
 enum Inner {
     Held(Bytes),
+    Made(Pin<Box<dyn Body<Data = Bytes, Error = io::Error>>>),
     Passing(Box<Passing>),
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Held(_) => "Held",
+            Self::Made(_) => "Made",
+            Self::Passing(_) => "Passing",
+        })
+    }
 }
 
 /// A body that is passed on while it arrives.
@@ -225,6 +235,11 @@ impl AnswerBody {
     /// A body that is here.
     pub fn held(bytes: impl Into<Bytes>) -> Self {
         Self(Inner::Held(bytes.into()))
+    }
+
+    /// A body that is made while it is sent.
+    pub fn made(body: impl Body<Data = Bytes, Error = io::Error> + 'static) -> Self {
+        Self(Inner::Made(Box::pin(body)))
     }
 
     pub(super) fn passing(passing: Passing) -> Self {
@@ -248,17 +263,23 @@ impl Body for AnswerBody {
         match &mut self.get_mut().0 {
             Inner::Held(bytes) if bytes.is_empty() => Poll::Ready(None),
             Inner::Held(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Inner::Made(body) => body.as_mut().poll_frame(cx),
             Inner::Passing(passing) => passing.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.0, Inner::Held(bytes) if bytes.is_empty())
+        match &self.0 {
+            Inner::Held(bytes) => bytes.is_empty(),
+            Inner::Made(body) => body.is_end_stream(),
+            Inner::Passing(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Held(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Made(body) => body.size_hint(),
             Inner::Passing(passing) => match passing.rest {
                 Rest::Length(left) => SizeHint::with_exact(left + passing.held.len() as u64),
                 Rest::Chunked(_) | Rest::UntilClose => SizeHint::default(),

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    endpoint::{TlsMaterial, Transport},
+    endpoint::{Allow, TlsMaterial, Transport},
     stream::Stream,
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Route {
     timeout: Duration,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     resolved: Arc<Names>,
+    /// Which addresses may be connected to; `None`: any.
+    allow: Option<Arc<Allow>>,
 }
 
 /// What a name stands for.
@@ -152,13 +154,18 @@ impl Route {
             }
             Transport::Tcp { .. } | Transport::Unix { .. } => None,
         };
-        let transport = transport.clone();
         Ok(Self {
-            transport,
+            transport: transport.clone(),
             timeout,
             tls,
             resolved: Arc::default(),
+            allow: None,
         })
+    }
+
+    /// The same to these addresses alone; `None`: to any.
+    pub(super) fn within(self, allow: Option<Arc<Allow>>) -> Self {
+        Self { allow, ..self }
     }
 
     /// Which addresses are in force: a connection made under others is not used again.
@@ -182,7 +189,14 @@ impl Route {
             Transport::Tcp { host, port } | Transport::Tls { host, port } => (host, *port),
         };
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        let (addresses, generation) = self.addresses(host, port).await?;
+        let (mut addresses, generation) = self.addresses(host, port).await?;
+        if let Some(allow) = &self.allow {
+            // What a name leads to may change at any time: the address that is connected to counts.
+            addresses.retain(|address| allow.permits(host, address.ip()));
+            if addresses.is_empty() {
+                last = io::ErrorKind::PermissionDenied.into();
+            }
+        }
         for (number, address) in addresses.iter().enumerate() {
             // A fair share each: one that is silent leaves time for the next.
             let left = u32::try_from(addresses.len() - number).unwrap_or(u32::MAX);

@@ -15,6 +15,7 @@ fn pool(url: &str) -> Pool {
         connect_timeout: Duration::from_secs(2),
         connect_retry: Duration::ZERO,
         tls: endpoint::TlsMaterial::default(),
+        allow: None,
     };
     Pool::new(Arc::new(Upstream::new(&settings, None).unwrap()))
 }

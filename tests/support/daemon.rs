@@ -212,16 +212,8 @@ impl Setup {
             log,
         };
         daemon.wait_for_log(logged);
-        let log = daemon.log();
-        let address = |listener: &str| {
-            let line = log.lines().find(|l| {
-                l.contains("\"listening\"") && l.contains(&format!("\"listener\":\"{listener}\""))
-            });
-            let line: serde_json::Value = serde_json::from_str(line?).ok()?;
-            line["address"].as_str()?.parse().ok()
-        };
-        daemon.public = address("public").unwrap_or(unknown);
-        daemon.admin = address("admin").unwrap_or(unknown);
+        daemon.public = daemon.address("public").unwrap_or(unknown);
+        daemon.admin = daemon.address("admin").unwrap_or(unknown);
         daemon
     }
 
@@ -366,6 +358,21 @@ impl Daemon {
             log = held;
             assert!(!timeout.timed_out(), "never logged {text:?}:\n{log}");
         }
+    }
+
+    /// Where a listener of this kind is.
+    pub(crate) fn address(&self, listener: &str) -> Option<SocketAddr> {
+        let log = self.log();
+        let line = log.lines().find(|l| {
+            l.contains("\"listening\"") && l.contains(&format!("\"listener\":\"{listener}\""))
+        });
+        let line: serde_json::Value = serde_json::from_str(line?).ok()?;
+        line["address"].as_str()?.parse().ok()
+    }
+
+    /// Somebody with the token, where there is one.
+    pub(crate) fn operator(&self) -> super::Operator {
+        super::Operator(self.admin)
     }
 
     /// The answer of the admin side to a GET.

@@ -15,6 +15,7 @@ pub(crate) mod corpus;
 mod daemon;
 pub(crate) mod http2;
 pub(crate) mod message;
+mod operator;
 mod recorder;
 mod sender;
 pub(crate) mod tls;
@@ -23,6 +24,7 @@ mod upstream;
 use std::time::Duration;
 
 pub(crate) use daemon::{Calm, Daemon, Dir, Setup};
+pub(crate) use operator::{Operator, TOKEN};
 pub(crate) use recorder::{Heard, Recorder};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};

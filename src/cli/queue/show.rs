@@ -41,7 +41,7 @@ fn text(value: &Value) -> String {
     escaped(&text, |_| false)
 }
 
-fn field(of: &Value, key: &str) -> String {
+pub(in crate::cli) fn field(of: &Value, key: &str) -> String {
     of.get(key).map_or_else(|| "-".to_owned(), text)
 }
 
@@ -203,7 +203,7 @@ pub(super) fn stats(stats: &Value, json: bool) -> Outcome {
 }
 
 /// An answer of a few fields, on one line.
-pub(super) fn fields(said: &Value, json: bool) -> Outcome {
+pub(in crate::cli) fn fields(said: &Value, json: bool) -> Outcome {
     if json {
         return print_json(said);
     }

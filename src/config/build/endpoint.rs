@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -18,9 +19,10 @@ use crate::{
     config::document::{located, remedy},
     config::private::{self, File},
     config::table::{Kind, Table, as_text},
+    dedup,
     endpoint::{
-        Dedup, Endpoint, EndpointName, Enforcement, EventFilter, PathPattern, Rate, TlsMaterial,
-        Transport, Upstream,
+        Allow, Dedup, Endpoint, EndpointName, Enforcement, EventFilter, MissingKey, PathPattern,
+        Rate, TlsMaterial, Transport, Upstream,
     },
     limits::Limits,
     secret::{Secret, SecretEncoding},
@@ -40,8 +42,40 @@ pub(super) struct Reader<'e> {
     pub(super) limits: Limits,
     pub(super) dedup: Dedup,
     pub(super) has_data_dir: bool,
+    /// When the endpoint in hand was made, if that was at run time.
+    pub(super) made: Option<SystemTime>,
+    /// Whether key bytes outlive their key schedules: where an API signs and explains.
+    pub(super) keeps_keys: bool,
+    /// Where the upstreams of such endpoints may be.
+    pub(super) allow: Arc<Allow>,
     pub(super) warnings: Vec<String>,
     pub(super) watched: BTreeSet<PathBuf>,
+}
+
+impl<'e> Reader<'e> {
+    /// Reads with the built-in defaults, until it is told others.
+    pub(super) fn new(env: &'e [(String, String)], now: SystemTime, has_data_dir: bool) -> Self {
+        let policy = dedup::Policy {
+            window: DAY,
+            key_reuse: dedup::KeyReuse::Duplicate,
+            replay: dedup::Replay::Flag,
+        };
+        Self {
+            env,
+            now,
+            limits: Limits::default(),
+            dedup: Dedup {
+                missing_key: MissingKey::Forward,
+                policy,
+            },
+            has_data_dir,
+            made: None,
+            keeps_keys: false,
+            allow: Arc::default(),
+            warnings: Vec::new(),
+            watched: BTreeSet::new(),
+        }
+    }
 }
 
 impl Reader<'_> {
@@ -97,6 +131,7 @@ impl Reader<'_> {
             upstream: upstream?,
             events,
             active,
+            made_at: self.made,
             description,
             source,
             deadline,
@@ -145,7 +180,7 @@ impl Reader<'_> {
                 table.path_of("secrets")
             ));
         }
-        Secrets::new(scheme?.spec().algorithm, secrets)
+        Secrets::keeping(scheme?.spec().algorithm, secrets, self.keeps_keys)
             .ok()
             .filter(|_| is_whole)
     }
@@ -215,8 +250,24 @@ impl Reader<'_> {
     }
 
     /// What a file or a variable holds, one trailing newline cut.
-    fn hidden(&mut self, entry: &mut Table) -> Option<Zeroizing<Vec<u8>>> {
+    ///
+    /// At run time a secret is given as it is: whoever may make endpoints may not have the process
+    /// read its files and variables out to an upstream.
+    pub(super) fn hidden(&mut self, entry: &mut Table) -> Option<Zeroizing<Vec<u8>>> {
         let (file, variable) = (entry.text("file"), entry.text("env"));
+        if self.made.is_some() {
+            if file.is_some() || variable.is_some() {
+                entry.fault("", "expected value at run time, not file or env");
+            }
+            let value = entry.plain("value").map(String::into_bytes);
+            return match value {
+                Some(value) if !value.is_empty() => Some(Zeroizing::new(value)),
+                Some(_) | None => {
+                    entry.fault("value", "expected a text that is not empty");
+                    None
+                }
+            };
+        }
         if entry.plain("value").is_some() {
             entry.fault(
                 "value",
@@ -326,6 +377,7 @@ impl Reader<'_> {
         let connect_timeout =
             options.duration("connect_timeout", Duration::from_secs(2), 10 * MS..=hour);
         let headers = self.headers(&mut options);
+        let parsed = parsed.filter(|(transport, ..)| self.may_be_at(table, transport));
         let is_tls = matches!(parsed, Some((Transport::Tls { .. }, ..)));
         let tls = self.tls(&mut options, is_tls || parsed.is_none());
         table.close("upstream_options", options);
@@ -341,6 +393,7 @@ impl Reader<'_> {
             connect_timeout,
             connect_retry,
             tls: tls?,
+            allow: self.made.map(|_| self.allow.clone()),
         };
         // What would stop the start is said here, with its place.
         if let Err(misfit) = upstream::Upstream::new(&upstream, None) {
@@ -348,6 +401,24 @@ impl Reader<'_> {
             return None;
         }
         Some(upstream)
+    }
+
+    /// Whether an endpoint made at run time may have its upstream there, as far as its URL tells.
+    fn may_be_at(&self, table: &Table, transport: &Transport) -> bool {
+        if self.made.is_none() {
+            return true;
+        }
+        let may = match transport {
+            Transport::Tcp { host, .. } | Transport::Tls { host, .. } => self.allow.may_be(host),
+            Transport::Unix { .. } => false,
+        };
+        if !may {
+            table.fault(
+                "upstream",
+                "expected http or https to where admin.upstream_allow lets endpoints made at run time point",
+            );
+        }
+        may
     }
 
     fn headers(&mut self, options: &mut Table) -> Option<Vec<(HeaderName, HeaderValue)>> {
@@ -414,6 +485,11 @@ impl Reader<'_> {
         let mut is_fine = true;
         let mut read = |key: &'static str, path: &Option<String>| {
             let path = path.as_ref()?;
+            if self.made.is_some() {
+                options.fault(key, "expected only in the configuration, not at run time");
+                is_fine = false;
+                return None;
+            }
             if !is_tls {
                 options.fault(key, "expected an https upstream with it");
                 is_fine = false;

@@ -22,6 +22,20 @@ fn route(host: &str, timeout: Duration, addresses: &[SocketAddr]) -> Route {
     route
 }
 
+#[test]
+fn a_name_that_leads_elsewhere_by_now_is_not_followed_there() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap();
+    let allow = crate::endpoint::Allowed::parse("192.0.2.0/24").unwrap();
+    let allow = Some(Arc::new(Allow::new(vec![allow])));
+    let route = route("app.test", Duration::from_secs(2), &[here]).within(allow);
+    let error = run(route.connect()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    listener.set_nonblocking(true).unwrap();
+    let nobody = listener.accept().unwrap_err().kind();
+    assert_eq!(nobody, io::ErrorKind::WouldBlock);
+}
+
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
