@@ -2,17 +2,19 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use crate::{
-    config::{document::remedy, table::Table},
+    config::{
+        document::remedy,
+        private::{self, File},
+        table::Table,
+    },
     endpoint::{Transport, Upstream},
     tls::{Certificate, Material, Misfit, acme::Settings},
 };
@@ -140,7 +142,7 @@ fn acme(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Opt
         None => Vec::new(),
         Some(path) => {
             around.watched.insert(path.into());
-            let roots = read_file(Path::new(path)).map(|bytes| roots(&bytes));
+            let roots = read_file(Path::new(path)).map(|file| roots(&file.bytes));
             match roots {
                 Ok(roots) if !roots.is_empty() => roots,
                 Ok(_) => {
@@ -217,9 +219,15 @@ fn certificate(
     let (cert, key) = (cert?, key?);
     let mut file = |name: &str, path: &str| {
         around.watched.insert(path.into());
-        read_file(Path::new(path))
-            .map_err(|what| entry.fault(name, what))
-            .ok()
+        let read = read_file(Path::new(path));
+        let File { bytes, exposure } = read.map_err(|what| entry.fault(name, what)).ok()?;
+        if let Some(how) = exposure.filter(|how| name == "key" || how.is_writable()) {
+            let place = entry.path_of(name);
+            around
+                .warnings
+                .push(format!("{place}: the file named here {how}"));
+        }
+        Some(bytes)
     };
     let (chain_text, key_text) = (file("cert", &cert), file("key", &key));
     match Certificate::read(&chain_text?, &key_text?) {
@@ -261,8 +269,8 @@ fn certificate(
     }
 }
 
-fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    fs::read(path).map(Zeroizing::new).map_err(|error| {
+fn read_file(path: &Path) -> Result<File, String> {
+    private::read(path).map_err(|error| {
         let (kind, path) = (error.kind(), path.display());
         format!("{path} cannot be read: {kind}; {}", remedy(kind))
     })
