@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{document::remedy, table::Table},
+    config::{
+        document::{located, remedy},
+        table::Table,
+    },
     endpoint::{Transport, Upstream},
     tls::{Certificate, Material, Misfit, acme::Settings},
 };
@@ -23,6 +26,7 @@ const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const MOST_DOMAINS: usize = 100;
 /// What is read besides the tables.
 pub(super) struct Surroundings<'s> {
+    pub(super) env: &'s [(String, String)],
     pub(super) now: SystemTime,
     pub(super) has_data_dir: bool,
     pub(super) warnings: &'s mut Vec<String>,
@@ -139,8 +143,7 @@ fn acme(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Opt
     let roots = match &ca {
         None => Vec::new(),
         Some(path) => {
-            around.watched.insert(path.into());
-            let roots = read_file(Path::new(path)).map(|bytes| roots(&bytes));
+            let roots = around.file(path).map(|bytes| roots(&bytes));
             match roots {
                 Ok(roots) if !roots.is_empty() => roots,
                 Ok(_) => {
@@ -216,8 +219,8 @@ fn certificate(
     }
     let (cert, key) = (cert?, key?);
     let mut file = |name: &str, path: &str| {
-        around.watched.insert(path.into());
-        read_file(Path::new(path))
+        around
+            .file(path)
             .map_err(|what| entry.fault(name, what))
             .ok()
     };
@@ -261,11 +264,16 @@ fn certificate(
     }
 }
 
-fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    fs::read(path).map(Zeroizing::new).map_err(|error| {
-        let (kind, path) = (error.kind(), path.display());
-        format!("{path} cannot be read: {kind}; {}", remedy(kind))
-    })
+impl Surroundings<'_> {
+    /// What a file holds that the configuration names; its change means a reload.
+    fn file(&mut self, path: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+        let path = located(Path::new(path), self.env)?;
+        self.watched.insert(path.clone());
+        fs::read(&path).map(Zeroizing::new).map_err(|error| {
+            let (kind, path) = (error.kind(), path.display());
+            format!("{path} cannot be read: {kind}; {}", remedy(kind))
+        })
+    }
 }
 
 /// What is worth a word about a certificate that can be used.
