@@ -1,8 +1,8 @@
 //! One sender's connection: its bytes, its deadlines, its end.
 //!
 //! Owns every deadline a connection can miss (no first byte, slow handshake, slow head, slow body,
-//! slow reader, idle), and how it begins ([`opening`]). What the HTTP library reads and writes goes
-//! through [`http1`] or [`http2`]; of that the gate sees a [`Watch`] and the request's [`Inflow`], and cannot
+//! slow reader, idle), and how it begins (`opening`). What the HTTP library reads and writes goes
+//! through `http1` or `http2`; of that the gate sees a [`Watch`] and the request's [`Inflow`], and cannot
 //! tell which protocol it came by. What a request means is left to the gate; who may connect, to
 //! the server.
 
@@ -28,7 +28,7 @@ use bytes::BufMut;
 use hyper::body::Incoming;
 use tokio::{io::ReadBuf, time::Sleep};
 
-use self::{http1::Line, http2::Upload};
+use self::{http1::Line, http2::exchange::Upload};
 use crate::{
     body::{BodyError, Frames, Source},
     limits::Limits,

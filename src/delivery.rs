@@ -6,6 +6,7 @@
 //! process, and every lease is void at the next start. File formats are the queue's, one attempt is
 //! the upstream's.
 
+mod hand;
 mod health;
 mod worker;
 

@@ -6,6 +6,7 @@
 //! handler's.
 
 mod http2;
+mod listener;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,19 +21,20 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Method, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use prometheus::IntGauge;
 use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::watch,
     task::{JoinError, JoinSet},
 };
 
+pub use self::listener::Socket;
+use self::listener::{Accepted, Listener, accept, turn_away};
 use crate::{
     body::Budget,
     connection::{
@@ -43,8 +45,7 @@ use crate::{
     },
     gate::{Gate, Live},
     limits::Limits,
-    rejection::{Malformation, Rejection, parting_answer},
-    stream::Stream,
+    rejection::{Malformation, Rejection},
     upstream::AnswerBody,
 };
 
@@ -143,103 +144,6 @@ impl Doors {
     fn leave(&self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
         self.gauge.dec();
-    }
-}
-
-/// A bound socket, not yet on any thread.
-#[derive(Debug)]
-pub enum Socket {
-    /// TCP without TLS.
-    Plain(std::net::TcpListener),
-    /// TCP, with TLS where there are certificates.
-    Tcp(std::net::TcpListener),
-    /// A stream socket in the file system.
-    Unix(std::os::unix::net::UnixListener),
-}
-
-enum Listener {
-    /// Whether it is without TLS.
-    Tcp(TcpListener, bool),
-    Unix(UnixListener),
-}
-
-/// A connection as it was accepted.
-struct Accepted {
-    stream: Stream,
-    /// Its other end, if that is an IP socket.
-    peer: Option<IpAddr>,
-    is_plain: bool,
-}
-
-impl Accepted {
-    fn tcp(tcp: TcpStream, peer: IpAddr, is_plain: bool) -> Self {
-        // Answers are written whole; nothing is gained by waiting for more.
-        let _ = tcp.set_nodelay(true);
-        Self {
-            stream: Stream::Tcp(tcp),
-            peer: Some(peer),
-            is_plain,
-        }
-    }
-
-    fn unix(unix: UnixStream) -> Self {
-        Self {
-            stream: Stream::Unix(unix),
-            peer: None,
-            is_plain: true,
-        }
-    }
-}
-
-impl Listener {
-    fn new(socket: Socket) -> io::Result<Self> {
-        Ok(match socket {
-            Socket::Plain(tcp) => Self::Tcp(TcpListener::from_std(tcp)?, true),
-            Socket::Tcp(tcp) => Self::Tcp(TcpListener::from_std(tcp)?, false),
-            Socket::Unix(unix) => Self::Unix(UnixListener::from_std(unix)?),
-        })
-    }
-
-    /// Accepts whoever waits, asking the system itself: the runtime may not know of them yet.
-    fn accept_rest(self, mut welcome: impl FnMut(Accepted)) {
-        let mut next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
-            Self::Tcp(tcp, is_plain) => {
-                let Ok(tcp) = tcp.into_std() else { return };
-                Box::new(move || {
-                    let (socket, peer) = tcp.accept()?;
-                    socket.set_nonblocking(true)?;
-                    let socket = TcpStream::from_std(socket)?;
-                    Ok(Accepted::tcp(socket, peer.ip(), is_plain))
-                })
-            }
-            Self::Unix(unix) => {
-                let Ok(unix) = unix.into_std() else { return };
-                Box::new(move || {
-                    let (socket, _) = unix.accept()?;
-                    socket.set_nonblocking(true)?;
-                    Ok(Accepted::unix(UnixStream::from_std(socket)?))
-                })
-            }
-        };
-        loop {
-            match next() {
-                Ok(accepted) => welcome(accepted),
-                // It hung up before it was accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        match self {
-            Self::Tcp(tcp, is_plain) => tcp
-                .poll_accept(cx)
-                .map_ok(|(tcp, peer)| Accepted::tcp(tcp, peer.ip(), *is_plain)),
-            Self::Unix(unix) => unix
-                .poll_accept(cx)
-                .map_ok(|(unix, _)| Accepted::unix(unix)),
-        }
     }
 }
 
@@ -353,14 +257,6 @@ pub(crate) async fn until(moment: Option<tokio::time::Instant>) {
     }
 }
 
-async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
-    poll_fn(|cx| {
-        let mut each = listeners.iter().map(|listener| listener.poll_accept(cx));
-        each.find(Poll::is_ready).unwrap_or(Poll::Pending)
-    })
-    .await
-}
-
 impl<H: Handler> Connections<H> {
     fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
@@ -439,9 +335,13 @@ impl<H: Handler> Connections<H> {
         let service = service_fn(|request: Request<Incoming>| {
             let line = line.clone();
             async move {
+                // Where another protocol was asked for, the library forgets what cannot be sent at
+                // once.
+                let asks_for_more = request.method() == Method::CONNECT
+                    || request.headers().contains_key(header::UPGRADE);
                 let request = request.map(|incoming| line.inflow(incoming));
                 let response = self.handler.handle(&line.watch, request).await;
-                line.rest();
+                line.rest(!asks_for_more);
                 Ok::<_, Infallible>(response)
             }
         });
@@ -514,25 +414,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.0.leave();
     }
-}
-
-/// Says 503 to a connection there is no room for, without waiting for anything.
-fn turn_away(socket: &Stream) {
-    let answer = parting_answer(Rejection::Overloaded);
-    let mut sink = [0; 1024];
-    // Whether it is heard is the sender's affair; what it sent is read so that it can be.
-    let _ = match socket {
-        Stream::Tcp(tcp) => {
-            let _ = tcp.try_read(&mut sink);
-            tcp.try_write(&answer)
-        }
-        Stream::Unix(unix) => {
-            let _ = unix.try_read(&mut sink);
-            unix.try_write(&answer)
-        }
-        // Before its handshake, which has not begun, it is none yet.
-        Stream::Tls(_) => Ok(0),
-    };
 }
 
 fn builder(limits: &Limits) -> http1::Builder {

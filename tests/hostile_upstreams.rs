@@ -187,13 +187,16 @@ impl Gate {
         let stage = Stage::new(calm.clone());
         let url = format!("http://{}/in", stage.address);
         // Where nothing is to come, it is not waited for long.
-        let short = Daemon::endpoint(
-            "short",
-            "/short",
+        let short = Daemon::endpoint("short", "/short", &url, "deadline = \"300ms\"\n");
+        // A large event has to come in first.
+        let early = Daemon::endpoint(
+            "early",
+            "/early",
             &url,
-            "max_body = \"4MiB\"\ndeadline = \"300ms\"\n",
+            "max_body = \"4MiB\"\ndeadline = \"3s\"\n",
         );
-        let endpoints = Daemon::endpoint("crm", "/hook", &url, "max_body = \"4MiB\"\n") + &short;
+        let crm = Daemon::endpoint("crm", "/hook", &url, "max_body = \"4MiB\"\n");
+        let endpoints = [crm, short, early].concat();
         let daemon = Daemon::with("", &endpoints).replace("threads = 2", "threads = 1");
         let daemon = daemon.start();
         let own = daemon.calm();
@@ -305,7 +308,11 @@ fn run(gate: &mut Gate, case: &Case, pieces: Vec<Vec<u8>>) -> Result<(), String>
         early: is_early.then_some(early),
     });
     gate.next_key += 1;
-    let path = if verdict == "504" { "/short" } else { "/hook" };
+    let path = match (verdict, is_early) {
+        ("504", true) => "/early",
+        ("504", false) => "/short",
+        _ => "/hook",
+    };
     let event = if is_early {
         vec![b'x'; LARGE]
     } else {

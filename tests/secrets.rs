@@ -233,7 +233,8 @@ fn a_secret_that_every_user_can_read_or_change_is_worth_a_warning() {
             url,
             &format!("secrets = [{{ file = \"{}\" }}]", file.display()),
         );
-        let config = place.write("hookward.toml", &config);
+        let listen = "[server]\nlisten = [\"127.0.0.1:8080\"]\n";
+        let config = place.write("hookward.toml", &[listen, &config].concat());
         let (out, said) = check(&config);
         assert!(!out.contains("a-secret") && !said.contains("a-secret"));
         said

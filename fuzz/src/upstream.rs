@@ -115,7 +115,8 @@ impl Stage {
             .upstream
             .enter(Instant::now())
             .expect("nobody else is there");
-        let sent = pool.send(permit, head, b"{}", true, HANG, &Progress::default());
+        let progress = Progress::default();
+        let sent = pool.send(permit, head, b"{}", true, HANG, &progress);
         let mut answer = sent.await.map_err(Some)?;
         let mut content = Vec::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut answer.body).poll_frame(cx)).await {

@@ -40,7 +40,7 @@ const SMALL_READ: usize = 8 * 1024 - 1;
 /// Turns of the event loop for which an answer is held back: one more than a request to an upstream
 /// (see `upstream`). Each side is then woken once for all that the loop has for it, and those who
 /// have work to do before those who only wait: it costs less, and nobody waits longer.
-const TURNS_HELD: u8 = 0;
+const TURNS_HELD: u8 = 2;
 
 /// One sender's connection, as the HTTP library and the gate share it.
 #[derive(Debug)]
@@ -85,9 +85,10 @@ impl Line {
         })
     }
 
-    /// Has the answer sent, and begins to wait for the next request.
-    pub(crate) fn rest(&self) {
-        self.turns_left.set(TURNS_HELD);
+    /// Begins to wait for the next request, the answer to the last one being on its way: at once, or
+    /// when others that are ready have had their turn.
+    pub(crate) fn rest(&self, can_wait: bool) {
+        self.turns_left.set(if can_wait { TURNS_HELD } else { 0 });
         self.blocked_since.set(None);
         self.has_begun.set(false);
         self.head_until.set(None);

@@ -9,23 +9,22 @@ use std::{
 
 use tokio::{sync::Notify, task::JoinSet};
 
-use super::health::{Health, Leave};
+use super::{
+    hand::{BATCH, Hand},
+    health::{Health, Leave},
+};
 use crate::{
     attempt::Ended,
     gate::Lane,
     kept::Kept,
-    queue::{self, Lease, Refused, Settled},
+    queue::{self, Lease, Settled},
     server,
     trace::{self, Delivery},
     upstream::{Permit, Pool, Progress},
 };
 
-/// Most events leased at once.
-const BATCH: usize = 64;
 /// Most attempts that have ended and are not on disk yet, beyond which none is begun.
 const UNSETTLED: usize = 512;
-/// When the store is asked again after it was out of order.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle connections to the upstream are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -44,6 +43,8 @@ pub(super) struct Worker {
     health: RefCell<Health>,
     /// Attempts that have ended and are being put on disk.
     unsettled: Cell<usize>,
+    /// Attempts that have ended since the store was asked for events.
+    ended: Cell<usize>,
     is_stopping: Cell<bool>,
     /// Something was said or has ended that may let attempts begin.
     news: Notify,
@@ -59,6 +60,7 @@ impl Worker {
             queue,
             health: RefCell::default(),
             unsettled: Cell::new(0),
+            ended: Cell::new(0),
             is_stopping: Cell::new(false),
             news: Notify::new(),
         })
@@ -82,22 +84,23 @@ impl Worker {
     /// Delivers until it is told to stop and the attempts under way have ended.
     pub(super) async fn run(self: Rc<Self>) {
         let mut attempts = JoinSet::new();
+        let mut hand = Hand::new(Instant::now());
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
-            let until = if self.is_stopping.get() {
-                None
-            } else {
-                self.begin(&mut attempts).await
-            };
-            if self.is_stopping.get() && attempts.is_empty() {
+            let until = self.begin(&mut hand, &mut attempts);
+            if self.is_stopping.get() && attempts.is_empty() && hand.is_empty() {
                 return;
             }
             tokio::select! {
                 Some(ended) = attempts.join_next() => self.note(ended),
-                () = self.queue.changed() => {}
+                answer = hand.answered() => hand.receive(answer, self.ended.get(), Instant::now()),
+                () = self.queue.changed() => hand.hear(Instant::now()),
                 () = self.news.notified() => {}
                 () = server::until(until.map(Into::into)) => {}
-                _ = sweep.tick() => self.running.borrow().pool.sweep(Instant::now()),
+                _ = sweep.tick() => {
+                    hand.hear(Instant::now());
+                    self.running.borrow().pool.sweep(Instant::now());
+                }
             }
             while let Some(ended) = attempts.try_join_next() {
                 self.note(ended);
@@ -113,51 +116,58 @@ impl Worker {
         }
     }
 
-    /// Begins as many attempts as there are events, places and leave for.
-    async fn begin(self: &Rc<Self>, attempts: &mut JoinSet<()>) -> Until {
+    /// Begins attempts at what is in hand as the upstream has places for it, and asks for more.
+    fn begin(self: &Rc<Self>, hand: &mut Hand, attempts: &mut JoinSet<()>) -> Until {
+        let running = self.running.borrow().clone();
+        let upstream = &running.lane.upstream;
+        let now = Instant::now();
         loop {
-            let running = self.running.borrow().clone();
-            let now = Instant::now();
+            if self.is_stopping.get() || self.queue.is_paused() {
+                hand.give_back();
+                return None;
+            }
             let (limit, is_probe) = match self.health.borrow().leave(now) {
                 Leave::Any => (BATCH, false),
                 Leave::Probe => (1, true),
-                Leave::Not(until) => return until,
+                Leave::Not(until) => {
+                    hand.give_back();
+                    return until;
+                }
             };
             if self.unsettled.get() >= UNSETTLED {
                 return None;
             }
-            // No place is held while the store is asked: a relay may want it.
-            let wanted = match running.lane.upstream.room(now) {
-                Ok(room) => room.min(limit),
-                Err(wait) => return Some(now + wait),
-            };
-            let (leases, next_due) = match self.queue.lease(wanted).await {
-                Ok(leased) => (leased.leases, leased.next_due),
-                Err(Refused::Broken | Refused::Full(_) | Refused::Storage(_)) => {
-                    return Some(now + STORE_PAUSE);
+            let places = match upstream.room(now) {
+                Ok(places) => places.min(limit),
+                Err(wait) => {
+                    self.ask(hand, 0, now);
+                    return Some(now + wait);
                 }
             };
-            let is_full = leases.len() == wanted;
-            for lease in leases {
-                let Some(permit) = running.lane.upstream.enter(Instant::now()) else {
-                    lease.hand_back(None);
-                    continue;
-                };
-                if is_probe {
-                    self.health.borrow_mut().probing();
-                }
-                let attempt = self
-                    .clone()
-                    .attempt(running.clone(), lease, permit, is_probe);
-                attempts.spawn_local(attempt);
+            let Some(lease) = hand.take() else {
+                return self.ask(hand, places, now);
+            };
+            // No place is held while the store is asked, so a relay may have come first.
+            let Some(permit) = upstream.enter(now) else {
+                hand.put_back(lease);
+                continue;
+            };
+            if is_probe {
+                self.health.borrow_mut().probing();
             }
-            if !is_full {
-                return next_due.map(|due| Instant::now() + due.max(Duration::from_millis(1)));
-            }
-            if self.is_stopping.get() {
-                return None;
-            }
+            let attempt = self
+                .clone()
+                .attempt(running.clone(), lease, permit, is_probe);
+            attempts.spawn_local(attempt);
         }
+    }
+
+    /// Asks the store for events for these places, if that is worth while; else says when it is.
+    fn ask(&self, hand: &mut Hand, places: usize, now: Instant) -> Until {
+        if hand.ask(&self.queue, places, now) {
+            self.ended.set(0);
+        }
+        hand.next().filter(|next| *next > now)
     }
 
     /// Makes one attempt and puts on disk how it ended.
@@ -173,6 +183,7 @@ impl Worker {
         metrics.deliveries.attempts.inc();
         let ended = running.send(permit, &lease, &progress).await;
         metrics.deliveries.attempts.dec();
+        self.ended.set(self.ended.get() + 1);
         self.news.notify_one();
         let Some(ended) = ended else {
             self.health.borrow_mut().probe_unsent();

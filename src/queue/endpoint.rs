@@ -177,6 +177,10 @@ impl Endpoint {
     /// [`Refused::Broken`] only: what is on disk goes on being delivered while nothing can be
     /// written.
     pub async fn lease(&self, limit: usize) -> Result<Leases, Refused> {
+        // The writer would say the same, and be woken for it.
+        if self.is_paused() {
+            return Ok(Leases::default());
+        }
         let account = self.account.clone();
         self.ask(|reply| Command::Lease {
             account,

@@ -22,7 +22,10 @@ use super::{Connections, Handler, Place};
 use crate::{
     connection::{
         Verdict,
-        http2::{Carrier, CarrierIo, Passage, answer, received, takes_leave},
+        http2::{
+            Carrier, CarrierIo, Passage,
+            exchange::{answer, received, takes_leave},
+        },
     },
     rejection::{Malformation, Rejection},
 };

@@ -198,7 +198,9 @@ impl<'a> Tx<'a> {
                 // last one notices.
                 account.oldest.store(-self.now, Ordering::Relaxed);
             }
-            if touched.is_due {
+            // Of a paused endpoint nothing is due, whatever is appended.
+            let may_be_due = touched.is_due && !account.paused.load(Ordering::Relaxed);
+            if may_be_due || touched.paused.is_some() {
                 account.changed.notify_one();
             }
         }

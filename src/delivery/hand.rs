@@ -1,0 +1,137 @@
+//! What a worker has in hand: events leased before there is a place for them, and the question for
+//! more.
+//!
+//! The store answers when a commit is on disk, which takes as long as many an attempt. A worker that
+//! asked only once places are free would leave them empty meanwhile, so it asks for as many more as
+//! places became free while it was waiting for the last answer: none while little comes or the
+//! upstream is slow.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use crate::queue::{self, Lease, Leases, Refused};
+
+/// Most events asked for at once, and most in hand.
+pub(super) const BATCH: usize = 64;
+/// When the store is asked again after it was out of order.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+type Answer = Result<Leases, Refused>;
+
+/// One worker's.
+pub(super) struct Hand {
+    leases: VecDeque<Lease>,
+    asked: Option<Asked>,
+    /// How many more than there are places for are worth asking for.
+    ahead: usize,
+    /// When the store may have more; `None`: news tell.
+    next: Option<Instant>,
+}
+
+/// A question to the store.
+struct Asked {
+    answer: Pin<Box<dyn Future<Output = Answer>>>,
+    wanted: usize,
+    /// The store may have got more since.
+    is_old: bool,
+}
+
+impl Hand {
+    /// An empty one.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            leases: VecDeque::new(),
+            asked: None,
+            ahead: 0,
+            next: Some(now),
+        }
+    }
+
+    /// Whether nothing is leased and nothing will be.
+    pub(super) fn is_empty(&self) -> bool {
+        self.leases.is_empty() && self.asked.is_none()
+    }
+
+    /// When it is worth asking; `None`: when news come.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next.filter(|_| self.asked.is_none())
+    }
+
+    /// The store may have more from now on.
+    pub(super) fn hear(&mut self, now: Instant) {
+        self.next = Some(now);
+        if let Some(asked) = &mut self.asked {
+            asked.is_old = true;
+        }
+    }
+
+    /// The event that goes next.
+    pub(super) fn take(&mut self) -> Option<Lease> {
+        self.leases.pop_front()
+    }
+
+    /// Puts back what found no place.
+    pub(super) fn put_back(&mut self, lease: Lease) {
+        self.leases.push_front(lease);
+    }
+
+    /// Gives the store back what is in hand: none of it was tried.
+    pub(super) fn give_back(&mut self) {
+        self.ahead = 0;
+        for lease in self.leases.drain(..) {
+            lease.hand_back(None);
+        }
+    }
+
+    /// Asks for events for this many places, and for what is worth having ahead, if the store may
+    /// have any and is not being asked. Returns whether it did.
+    pub(super) fn ask(&mut self, queue: &queue::Endpoint, places: usize, now: Instant) -> bool {
+        let wanted = (places + self.ahead).min(BATCH);
+        let wanted = wanted.saturating_sub(self.leases.len());
+        if wanted == 0 || self.next().is_none_or(|next| next > now) {
+            return false;
+        }
+        let queue = queue.clone();
+        self.asked = Some(Asked {
+            answer: Box::pin(async move { queue.lease(wanted).await }),
+            wanted,
+            is_old: false,
+        });
+        true
+    }
+
+    /// The store's answer; never resolves while nothing is asked. May be dropped and called again.
+    pub(super) async fn answered(&mut self) -> Answer {
+        match &mut self.asked {
+            Some(asked) => asked.answer.as_mut().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the store's answer; `ended` attempts have ended since it was asked, whose places were
+    /// empty meanwhile or would have been.
+    pub(super) fn receive(&mut self, answer: Answer, ended: usize, now: Instant) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
+        self.ahead = ended;
+        self.next = match answer {
+            Ok(leased) => {
+                let has_more = asked.is_old || leased.leases.len() == asked.wanted;
+                self.leases.extend(leased.leases);
+                let due = leased.next_due.map(|due| due.max(Duration::from_millis(1)));
+                if has_more {
+                    Some(now)
+                } else {
+                    due.map(|due| now + due)
+                }
+            }
+            Err(Refused::Broken | Refused::Full(_) | Refused::Storage(_)) => {
+                Some(now + STORE_PAUSE)
+            }
+        };
+    }
+}
