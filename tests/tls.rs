@@ -303,6 +303,12 @@ fn what_is_wrong_with_the_files_is_told_with_a_remedy() {
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
+    let credential = "\"$CREDENTIALS_DIRECTORY/tls.pem\"";
+    let said = refuse(&format!("{{ cert = {credential}, key = {credential} }}"));
+    assert!(
+        said.contains("server.tls.key: CREDENTIALS_DIRECTORY is not set"),
+        "{said}"
+    );
     let said = refuse("[{ cert = \"/nowhere/cert.pem\" }]");
     assert!(
         said.contains("server.tls[0].key: expected a file in PEM"),

@@ -155,6 +155,7 @@ fn read_root(
     let mut watched = BTreeSet::new();
     let mut warnings = Vec::new();
     let mut around = tls::Surroundings {
+        env,
         now,
         has_data_dir: data_dir.is_some(),
         warnings: &mut warnings,

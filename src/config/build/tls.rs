@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::{
-        document::remedy,
+        document::{located, remedy},
         private::{self, File},
         table::Table,
     },
@@ -25,6 +25,7 @@ const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const MOST_DOMAINS: usize = 100;
 /// What is read besides the tables.
 pub(super) struct Surroundings<'s> {
+    pub(super) env: &'s [(String, String)],
     pub(super) now: SystemTime,
     pub(super) has_data_dir: bool,
     pub(super) warnings: &'s mut Vec<String>,
@@ -141,8 +142,7 @@ fn acme(table: &mut Table, is_given: bool, around: &mut Surroundings<'_>) -> Opt
     let roots = match &ca {
         None => Vec::new(),
         Some(path) => {
-            around.watched.insert(path.into());
-            let roots = read_file(Path::new(path)).map(|file| roots(&file.bytes));
+            let roots = around.file(path).map(|file| roots(&file.bytes));
             match roots {
                 Ok(roots) if !roots.is_empty() => roots,
                 Ok(_) => {
@@ -218,8 +218,7 @@ fn certificate(
     }
     let (cert, key) = (cert?, key?);
     let mut file = |name: &str, path: &str| {
-        around.watched.insert(path.into());
-        let read = read_file(Path::new(path));
+        let read = around.file(path);
         let File { bytes, exposure } = read.map_err(|what| entry.fault(name, what)).ok()?;
         if let Some(how) = exposure.filter(|how| name == "key" || how.is_writable()) {
             let place = entry.path_of(name);
@@ -269,11 +268,16 @@ fn certificate(
     }
 }
 
-fn read_file(path: &Path) -> Result<File, String> {
-    private::read(path).map_err(|error| {
-        let (kind, path) = (error.kind(), path.display());
-        format!("{path} cannot be read: {kind}; {}", remedy(kind))
-    })
+impl Surroundings<'_> {
+    /// What a file holds that the configuration names; its change means a reload.
+    fn file(&mut self, path: &str) -> Result<File, String> {
+        let path = located(Path::new(path), self.env)?;
+        self.watched.insert(path.clone());
+        private::read(&path).map_err(|error| {
+            let (kind, path) = (error.kind(), path.display());
+            format!("{path} cannot be read: {kind}; {}", remedy(kind))
+        })
+    }
 }
 
 /// What is worth a word about a certificate that can be used.
