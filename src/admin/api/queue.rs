@@ -52,6 +52,7 @@ pub(super) struct Listing {
 #[serde(deny_unknown_fields)]
 pub(super) struct Chosen {
     ids: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "members")]
     filter: Option<Events>,
     #[serde(default)]
     keep_key: bool,
@@ -61,6 +62,13 @@ pub(super) struct Chosen {
 #[serde(deny_unknown_fields)]
 pub(super) struct Paused {
     paused: bool,
+}
+
+/// An object's members, and no array: its elements would be taken for them in their order.
+fn members<'de, D: Deserializer<'de>>(json: D) -> Result<Option<Events>, D::Error> {
+    let given: Option<serde_json::Map<String, Value>> = Option::deserialize(json)?;
+    let events = given.map(|members| Events::deserialize(Value::Object(members)));
+    events.transpose().map_err(D::Error::custom)
 }
 
 fn duration<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Duration>, D::Error> {
