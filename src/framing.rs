@@ -15,9 +15,11 @@ use std::ops::Range;
 pub use self::chunks::{Chunks, Piece};
 use self::chunks::{chunk_size, is_field};
 
-/// Longest piece of framing kept while the rest of its line is on the way, in bytes; a longer
-/// head line is no framing, and a longer chunk line is refused.
+/// Longest line of framing, its CR included, in bytes; a longer head line is no framing, and a longer
+/// chunk line is refused.
 const LINE_LIMIT: usize = 256;
+/// Bytes of a long request line that are kept until its end is here: they hold what it ends with.
+const TAIL: usize = 16;
 const CONTENT_LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
 const EXPECT: &[u8] = b"expect";
@@ -62,6 +64,8 @@ pub struct Framing {
     length: Option<u64>,
     chunked: bool,
     first_line: bool,
+    /// Spaces in the request line so far.
+    spaces: usize,
     /// The head began in the bytes at hand, and nothing in it asks for more than they hold.
     is_in_hand: bool,
     /// Where in the bytes at hand the digits of `Content-Length` stand.
@@ -99,6 +103,7 @@ impl Framing {
             length: None,
             chunked: false,
             first_line: true,
+            spaces: 0,
             is_in_hand: false,
             digits: 0..0,
         }
@@ -165,7 +170,8 @@ impl Framing {
                 if first == b'\n' { rest.get(1..) } else { None }
             }
             At::Between => {
-                (self.length, self.chunked, self.first_line) = (None, false, true);
+                (self.length, self.chunked) = (None, false);
+                (self.first_line, self.spaces) = (true, 0);
                 self.is_in_hand = true;
                 self.at = At::Head;
                 Some(rest)
@@ -185,19 +191,11 @@ impl Framing {
                     Some(next)
                 }
                 None if self.line.len() + rest.len() > LINE_LIMIT => {
-                    // Padded beyond reason if it is a framing header, and of no interest if not.
-                    let mut whole = std::mem::take(&mut self.line);
-                    whole.extend_from_slice(rest);
-                    self.check_beginning(&whole)?;
-                    if value_of(&whole, CONTENT_LENGTH)
-                        .or(value_of(&whole, CODING))
-                        .is_some()
-                    {
-                        return None;
-                    }
+                    self.line.extend_from_slice(rest);
                     self.at = At::HeadRest {
-                        last: *whole.last()?,
+                        last: *rest.last()?,
                     };
+                    self.long_line()?;
                     Some(&[])
                 }
                 None => {
@@ -205,24 +203,7 @@ impl Framing {
                     Some(&[])
                 }
             },
-            At::HeadRest { last } => match memchr::memchr(b'\n', rest) {
-                Some(end) => {
-                    let before = if end == 0 { last } else { *rest.get(end - 1)? };
-                    self.first_line = false;
-                    self.at = At::Head;
-                    if before == b'\r' {
-                        rest.get(end + 1..)
-                    } else {
-                        None
-                    }
-                }
-                None => {
-                    self.at = At::HeadRest {
-                        last: *rest.last()?,
-                    };
-                    Some(&[])
-                }
-            },
+            At::HeadRest { last } => self.head_rest(rest, start, last),
             At::Sized(left) => {
                 let (rest, left) = skip(rest, left)?;
                 self.at = if left == 0 {
@@ -277,6 +258,27 @@ impl Framing {
         }
     }
 
+    /// More of a long line of the head, of which `last` was the last byte so far.
+    fn head_rest<'b>(&mut self, rest: &'b [u8], start: usize, last: u8) -> Option<&'b [u8]> {
+        let end = memchr::memchr(b'\n', rest);
+        let part = rest.get(..end.unwrap_or(rest.len()))?;
+        let last = part.last().copied().unwrap_or(last);
+        if self.first_line {
+            self.line.extend_from_slice(part);
+        }
+        let Some(end) = end else {
+            self.at = At::HeadRest { last };
+            self.long_line()?;
+            return Some(&[]);
+        };
+        self.at = At::Head;
+        if self.first_line {
+            let tail = std::mem::take(&mut self.line);
+            self.head_line(&tail, start)?;
+        }
+        rest.get(end + 1..).filter(|_| last == b'\r')
+    }
+
     /// One line of the head, without its LF, which began at `start`.
     fn head_line(&mut self, line: &[u8], start: usize) -> Option<()> {
         let line = line.strip_suffix(b"\r")?;
@@ -289,11 +291,12 @@ impl Framing {
             };
             return Some(());
         }
-        self.check_beginning(line)?;
         if std::mem::take(&mut self.first_line) {
+            self.request_line(line)?;
             let is_ours = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
             return is_ours.then_some(());
         }
+        self.header_line(line, line.len() + 1)?;
         if let Some(value) = value_of(line, CONTENT_LENGTH) {
             let digits = std::str::from_utf8(value).ok()?;
             let is_plain = (1..=19).contains(&digits.len())
@@ -313,17 +316,36 @@ impl Framing {
         Some(())
     }
 
-    /// What can be said of a head line from its beginning: no folding, and a request line of
-    /// plain ASCII with single spaces and no fragment.
-    fn check_beginning(&self, line: &[u8]) -> Option<()> {
-        let fine = if self.first_line {
-            line.iter()
-                .all(|&b| b.is_ascii_graphic() && b != b'#' || b == b' ')
-                && memchr::memchr_iter(b' ', line).count() <= 2
+    /// What can be said of a head line whose end is not here, and that is too long to be framing. Of a
+    /// request line the last bytes are kept, of others nothing.
+    fn long_line(&mut self) -> Option<()> {
+        let mut line = std::mem::take(&mut self.line);
+        if self.first_line {
+            let settled = line.len().saturating_sub(TAIL);
+            self.request_line(line.get(..settled)?)?;
+            line.drain(..settled);
         } else {
-            !matches!(line.first(), Some(b' ' | b'\t'))
-        };
-        fine.then_some(())
+            self.header_line(&line, line.len())?;
+            line.clear();
+        }
+        self.line = line;
+        Some(())
+    }
+
+    /// A part of a request line: plain ASCII, no fragment, and two spaces in all of it.
+    fn request_line(&mut self, part: &[u8]) -> Option<()> {
+        self.spaces += memchr::memchr_iter(b' ', part).count();
+        let is_plain = |b: &u8| b.is_ascii_graphic() && *b != b'#' || *b == b' ';
+        (self.spaces <= 2 && part.iter().all(is_plain)).then_some(())
+    }
+
+    /// A header line, or its beginning, of which so many bytes are here: not folded, and not padded
+    /// beyond reason if it is framing.
+    fn header_line(&self, line: &[u8], length: usize) -> Option<()> {
+        let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
+        let is_padded = length > LINE_LIMIT
+            && (value_of(line, CONTENT_LENGTH).is_some() || value_of(line, CODING).is_some());
+        (!is_folded && !is_padded).then_some(())
     }
 
     /// A line of chunked framing, without its CRLF; `None` inside while its end is on the way.

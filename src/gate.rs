@@ -458,17 +458,17 @@ fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
         return malformed(Malformation::Shadow);
     }
     let path = head.uri.path();
-    if !path.starts_with('/') || !path.is_ascii() || head.method == Method::CONNECT {
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str());
+    if !path.starts_with('/') || !headers::is_target(target) || head.method == Method::CONNECT {
         return malformed(Malformation::Target);
     }
     if head.headers.len() > live.limits.max_header_fields {
         return Err(Rejection::HeadersTooLarge);
     }
-    let target = head
-        .uri
-        .path_and_query()
-        .map_or(0, |target| target.as_str().len());
-    if target > live.limits.max_target_bytes {
+    if target.len() > live.limits.max_target_bytes {
         return Err(Rejection::TargetTooLong);
     }
     Ok(path)

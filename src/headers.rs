@@ -52,6 +52,13 @@ pub fn shadows(name: &HeaderName, reads: impl FnOnce(&HeaderName) -> bool) -> bo
     ours || HeaderName::from_bytes(plain.as_bytes()).is_ok_and(|name| reads(&name))
 }
 
+/// Whether this can stand in a request line: visible ASCII.
+///
+/// A URI's parser takes more, and HTTP/2 brings what HTTP/1.1 could not say.
+pub fn is_target(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic())
+}
+
 /// Whether a `Host` value is `uri-host [":" port]` (RFC 9110 §7.2) and not empty.
 pub fn is_host(value: &HeaderValue) -> bool {
     let bytes = value.as_bytes();

@@ -4,7 +4,7 @@
 //! attempt, by the configuration of that moment. What the connection knew goes along as fields
 //! whose names begin with `:`, which no header's name can.
 
-use std::time::SystemTime;
+use std::{net::IpAddr, time::SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts};
@@ -104,33 +104,34 @@ impl Kept {
     /// See [`BadRecord`].
     pub fn read(bytes: Bytes) -> Result<Self, BadRecord> {
         let record = Record::decode(bytes)?;
-        let text = |bytes: &Bytes| {
-            let text = str::from_utf8(bytes).map_err(|_| BadRecord::Length)?;
-            Ok(text.to_owned())
+        // All of it is written into heads again, where a line end would begin another line.
+        let text = |bytes: &Bytes, is_plain: fn(&str) -> bool| {
+            let text = str::from_utf8(bytes).ok().filter(|text| is_plain(text));
+            text.map(str::to_owned).ok_or(BadRecord::Part)
         };
         let mut kept = Self {
             received_at: record.received_at,
-            target: text(&record.target)?,
+            target: text(&record.target, headers::is_target)?,
             headers: HeaderMap::with_capacity(record.headers.len()),
             body: record.body,
             peer: None,
-            method: Method::from_bytes(&record.method).map_err(|_| BadRecord::Length)?,
+            method: Method::from_bytes(&record.method).map_err(|_| BadRecord::Part)?,
             peer_is_trusted: false,
             proto: "http",
             remainder: String::new(),
         };
         for (name, value) in record.headers {
             match str::from_utf8(&name).unwrap_or_default() {
-                PEER => kept.peer = Some(text(&value)?),
+                PEER => kept.peer = Some(text(&value, |peer| peer.parse::<IpAddr>().is_ok())?),
                 PROTO if value == "https" => kept.proto = "https",
-                REMAINDER => kept.remainder = text(&value)?,
+                REMAINDER => kept.remainder = text(&value, headers::is_target)?,
                 TRUSTED => kept.peer_is_trusted = true,
                 // Known to a later version, and of no use here.
                 known if known.starts_with(':') => {}
                 _ => {
-                    let name = HeaderName::from_bytes(&name).map_err(|_| BadRecord::Length)?;
+                    let name = HeaderName::from_bytes(&name).map_err(|_| BadRecord::Part)?;
                     let value =
-                        HeaderValue::from_maybe_shared(value).map_err(|_| BadRecord::Length)?;
+                        HeaderValue::from_maybe_shared(value).map_err(|_| BadRecord::Part)?;
                     kept.headers.append(name, value);
                 }
             }
@@ -255,15 +256,26 @@ mod tests {
 
     #[test]
     fn a_record_that_is_no_request_is_refused() {
-        for (target, name) in [(&b"/\xff"[..], &b"x"[..]), (b"/", b"bad name"), (b"/", b"")] {
+        for (target, name, value) in [
+            (&b"/\xff"[..], &b"x"[..], &b""[..]),
+            (b"/\xc3\xa9", b"x", b""),
+            (b"/a b", b"x", b""),
+            (b"/\r\nX: 1", b"x", b""),
+            (b"/", b"bad name", b""),
+            (b"/", b"", b""),
+            (b"/", b"x", b"\r\nY: 1"),
+            (b"/", REMAINDER.as_bytes(), b"a HTTP/1.1\r\nX: 1"),
+            (b"/", PEER.as_bytes(), b"127.0.0.1\r\nX: 1"),
+        ] {
             let record = Record {
                 received_at: SystemTime::UNIX_EPOCH,
                 method: Bytes::from_static(b"POST"),
                 target: Bytes::from_static(target),
-                headers: vec![(Bytes::from_static(name), Bytes::new())],
+                headers: vec![(Bytes::from_static(name), Bytes::from_static(value))],
                 body: Bytes::new(),
             };
-            assert!(Kept::read(record.encode().unwrap()).is_err(), "{name:?}");
+            let read = Kept::read(record.encode().unwrap());
+            assert_eq!(read.err(), Some(BadRecord::Part), "{name:?}");
         }
     }
 }

@@ -173,7 +173,6 @@ fn ways(case: &Case, bytes: &[u8]) -> Vec<Way> {
 struct Line {
     stream: TcpStream,
     buffer: Vec<u8>,
-    is_at_end: bool,
 }
 
 impl Line {
@@ -184,7 +183,6 @@ impl Line {
         Self {
             stream,
             buffer: Vec::new(),
-            is_at_end: false,
         }
     }
 
@@ -202,10 +200,7 @@ impl Line {
             let mut chunk = [0; 16 * 1024];
             match self.stream.read(&mut chunk) {
                 Ok(n @ 1..) => self.buffer.extend_from_slice(&chunk[..n]),
-                Ok(0) | Err(_) => {
-                    self.is_at_end = true;
-                    return None;
-                }
+                Ok(0) | Err(_) => return None,
             }
         }
     }
@@ -230,17 +225,12 @@ impl Line {
     }
 }
 
-/// Sends a case one way; what is wrong with what became of it.
-fn run(gate: &Gate, case: &Case, is_signed: bool, way: Way) -> Result<(), String> {
-    let verdict = Verdict::of(case, is_signed);
-    let bytes = bytes(case, is_signed);
-    let length = bytes.len();
-    let mut line = Line::connect(gate.daemon.public);
-    let behind = good(BEHIND, "Connection: close\r\n");
+/// Says a case one way.
+fn say(gate: &Gate, line: &mut Line, bytes: &[u8], way: Way) {
     match way {
-        Way::Whole => line.write(&bytes),
-        Way::Followed => line.write(&[bytes, behind.clone()].concat()),
-        Way::Behind => line.write(&[good(BEFORE, ""), bytes].concat()),
+        Way::Whole => line.write(bytes),
+        Way::Followed => line.write(&[bytes, &last()].concat()),
+        Way::Behind => line.write(&[&good(BEFORE, ""), bytes].concat()),
         Way::Cut(at) => {
             line.write(&bytes[..at]);
             gate.calm.wait();
@@ -253,61 +243,77 @@ fn run(gate: &Gate, case: &Case, is_signed: bool, way: Way) -> Result<(), String
             }
         }
     }
-    if case.is("then end") {
+}
+
+/// A good request behind which nothing comes.
+fn last() -> Vec<u8> {
+    good(BEHIND, "Connection: close\r\n")
+}
+
+/// Reads every answer to a case, and to the good request that comes behind it at last: where nothing
+/// more is owed, it is not answered.
+fn hear(line: &mut Line, case: &Case, expected: &[(u16, bool)], way: Way) -> Vec<u16> {
+    let ends = case.is("then end");
+    if ends {
         let _ = line.stream.shutdown(Shutdown::Write);
     }
-    let before = (way == Way::Behind).then_some((200, false));
-    let mut expected: Vec<(u16, bool)> = before.into_iter().chain(verdict.answers).collect();
     let mut came = Vec::new();
-    while came.len() < expected.len() {
-        match line.answer(expected[came.len()].1) {
+    while let Some((_, is_bare)) = expected.get(came.len()) {
+        match line.answer(*is_bare) {
             Some(100) if case.is("may continue") => {}
             Some(status) => came.push(status),
             None => break,
         }
     }
-    // Where nothing more is owed, nothing that is asked for is answered.
-    if way != Way::Followed && !case.is("then end") {
-        line.write(&behind);
-    }
-    let mut closes = verdict.closes;
-    let is_in_pieces = matches!(way, Way::Cut(_) | Way::Bytes) || length > LONG;
-    if !closes {
-        expected.push((200, false));
+    if way != Way::Followed && !ends {
+        line.write(&last());
     }
     while let Some(status) = line.answer(false) {
         came.push(status);
     }
-    // In pieces a refusal may close where it need not: then nothing behind it is answered.
-    let is_refusal = came.last().is_some_and(|status| *status >= 400);
-    if is_in_pieces && is_refusal && came.len() < expected.len() {
-        expected.truncate(came.len());
-        closes = true;
-    }
-    let statuses: Vec<u16> = expected.iter().map(|(status, _)| *status).collect();
+    came
+}
+
+/// Sends a case one way; what is wrong with what became of it.
+fn run(gate: &Gate, case: &Case, is_signed: bool, way: Way) -> Result<(), String> {
+    let bytes = bytes(case, is_signed);
+    let verdict = Verdict::of(case, is_signed);
+    let before = (way == Way::Behind).then_some((200, false));
+    let answers: Vec<_> = before.into_iter().chain(verdict.answers).collect();
     let mut bodies = bodies(case);
-    bodies.resize(expected.len(), Vec::new());
-    if way == Way::Behind {
-        bodies.insert(0, BEFORE.to_vec());
+    bodies.resize(answers.len() - usize::from(before.is_some()), Vec::new());
+    bodies.splice(0..0, before.map(|_| BEFORE.to_vec()));
+
+    let mut line = Line::connect(gate.daemon.public);
+    say(gate, &mut line, &bytes, way);
+    let came = hear(&mut line, case, &answers, way);
+    let heard = gate.recorder.take();
+
+    let mut expected: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
+    if !verdict.closes {
+        expected.push(200);
+        bodies.push(BEHIND.to_vec());
     }
-    if !closes {
-        bodies[expected.len() - 1] = BEHIND.to_vec();
+    // In pieces a refusal may close where it need not: then nothing behind it is answered.
+    let is_in_pieces = matches!(way, Way::Cut(_) | Way::Bytes) || bytes.len() > LONG;
+    if is_in_pieces && came.last().is_some_and(|status| *status >= 400) {
+        expected.truncate(came.len());
     }
-    let passed = statuses
+    let passed = expected
         .iter()
         .zip(bodies)
         .filter(|(status, _)| **status == 200);
     let passed: Vec<Heard> = passed.map(|(_, body)| Heard::Message(body)).collect();
-    let heard = gate.recorder.take();
-    let is_right = came == statuses && heard == passed && line.buffer.is_empty();
-    is_right.then_some(()).ok_or_else(|| {
-        let signed = if is_signed { "signed" } else { "unsigned" };
-        format!(
-            "{}, {signed}, {way:?}: answered {came:?} for {statuses:?}; upstream got {heard:?} for {passed:?}; left over {:?}",
-            case.name,
-            line.buffer.escape_ascii().to_string(),
-        )
-    })
+    if came == expected && heard == passed && line.buffer.is_empty() {
+        return Ok(());
+    }
+    let signed = if is_signed { "signed" } else { "unsigned" };
+    Err(format!(
+        "{}, {signed}, {way:?}: answered {came:?}, not {expected:?}; the upstream got {heard:?}, not \
+         {passed:?}; left over {:?}",
+        case.name,
+        line.buffer.escape_ascii().to_string(),
+    ))
 }
 
 #[test]

@@ -68,7 +68,14 @@ impl Running {
             notices: Sampler::new(Instant::now()),
             metrics,
         });
-        let live = Live::new(config.endpoints, config.limits, Vec::new(), &shared, None);
+        let live = Live::new(
+            config.endpoints,
+            config.limits,
+            Vec::new(),
+            None,
+            &shared,
+            None,
+        );
         let live = Arc::new(live.expect("an upstream without certificates"));
         let heard = Rc::new(RefCell::new(Vec::new()));
         let (orders, seen) = watch::channel(Orders {
@@ -84,7 +91,7 @@ impl Running {
                 .expect("a socket that does not block");
             let (budget, doors) = (
                 shared.budget.clone(),
-                Doors::new(shared.metrics.connections.clone()),
+                Doors::new(shared.metrics.connections.clone(), 64),
             );
             let gate = Gate::new(shared.clone(), live);
             tokio::task::spawn_local(async move {

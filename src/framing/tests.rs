@@ -208,6 +208,41 @@ fn every_line_of_a_plain_head_ends_with_cr_and_lf() {
 }
 
 #[test]
+fn a_long_request_line_is_looked_at_to_its_end() {
+    let line = |end: &str| format!("POST /?{}{end}\r\nHost: a\r\n\r\n", "a".repeat(400));
+    assert_eq!(push(&line(" HTTP/1.1")), Ok(Phase::Between));
+    for end in [
+        "",
+        " ",
+        " HTTP/1.1 ",
+        " b HTTP/1.1",
+        "\u{e9} HTTP/1.1",
+        "#b HTTP/1.1",
+        "\r HTTP/1.1",
+        " HTTP/2.0",
+        "\tHTTP/1.1",
+    ] {
+        assert!(push(&line(end)).is_err(), "{end:?}");
+    }
+}
+
+#[test]
+fn framing_is_not_padded_beyond_reason() {
+    let padded = |length: usize| {
+        let name = "Content-Length:";
+        format!("{HEAD}{name}{:>1$}\r\n\r\nx", 1, length - name.len())
+    };
+    // With its CR.
+    assert_eq!(push(&padded(LINE_LIMIT - 1)), Ok(Phase::Between));
+    assert!(push(&padded(LINE_LIMIT)).is_err());
+    let coding = format!(
+        "{HEAD}Transfer-Encoding:{:>300}\r\n\r\n0\r\n\r\n",
+        "chunked"
+    );
+    assert!(push(&coding).is_err());
+}
+
+#[test]
 fn trailers_are_fields() {
     let trailed =
         |line: &str| format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n0\r\n{line}\r\n\r\n");

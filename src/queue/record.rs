@@ -49,6 +49,8 @@ pub struct TooLong;
 pub enum BadRecord {
     /// They end too early or too late.
     Length,
+    /// Something in them no request can hold.
+    Part,
     /// They were written by a newer hookward.
     Version(u8),
 }
@@ -57,6 +59,7 @@ impl std::fmt::Display for BadRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Length => f.write_str("the record's lengths do not add up"),
+            Self::Part => f.write_str("the record holds what no request can"),
             Self::Version(version) => {
                 write!(
                     f,

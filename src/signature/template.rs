@@ -139,7 +139,11 @@ pub(super) enum Item<'v> {
 impl Format {
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "{signature} once, v1,{signature} where several may stand between \
-                                spaces, or pairs such as t={timestamp},v1={signature}";
+                                spaces, or pairs such as t={timestamp},v1={signature}, in plain \
+                                ASCII";
+        if !text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return Err(EXPECTED);
+        }
         if !text.contains("{timestamp}") {
             let (prefix, suffix) = text.split_once("{signature}").ok_or(EXPECTED)?;
             let is_plain = |t: &str| !t.contains(['{', '}', ' ']);

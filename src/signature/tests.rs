@@ -335,6 +335,9 @@ fn a_scheme_that_proves_nothing_is_refused() {
     assert_eq!(field(|s| s.content = "{body}{body}".into()), "content");
     assert_eq!(field(|s| s.content = "{secret}{body}".into()), "content");
     assert_eq!(field(|s| s.format = "v1".into()), "format");
+    // No header could be written so, nor one so written be read.
+    assert_eq!(field(|s| s.format = "v\0{signature}".into()), "format");
+    assert_eq!(field(|s| s.format = "v\u{e9}{signature}".into()), "format");
     assert_eq!(field(|s| s.timestamp_header = None), "timestamp_header");
     assert_eq!(field(|s| s.content = "{body}".into()), "tolerance");
     assert_eq!(field(|s| s.key_header = None), "key_header");
