@@ -61,6 +61,7 @@ impl Running {
                 HashKeys::new([1, 2]),
                 Instant::now(),
             ),
+            feed: hookward::feed::Feed::new(config.admin.capture),
             queue: None,
             access_log: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
