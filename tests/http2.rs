@@ -195,6 +195,30 @@ fn refusals_are_the_same_and_leave_other_requests_alone() {
 }
 
 #[test]
+fn who_goes_on_sending_can_read_the_refusal() {
+    let place = Place::new();
+    let mut client = place.framed();
+    let unsigned = fields(&[
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", NAME),
+        (":path", "/hook"),
+    ]);
+    client.send(&Frame::new(HEADERS, END_HEADERS, 1, &unsigned));
+    let refusal = client.find(|frame| frame.kind == DATA).unwrap();
+    assert_eq!((refusal.stream, refusal.flags), (1, END_STREAM));
+    for flags in [0, 0, END_STREAM] {
+        client.send(&Frame::new(DATA, flags, 1, &[b'x'; 10_000]));
+    }
+    client.event(3, "a", BODY.as_bytes(), &[]);
+    // No reset of the first comes before the second's answer.
+    let next = client
+        .find(|frame| matches!(frame.kind, HEADERS | RST_STREAM))
+        .unwrap();
+    assert_eq!((next.stream, status(&next)), (3, Some(200)));
+}
+
+#[test]
 fn large_bodies_and_answers_pass_whole() {
     let large: Vec<u8> = (0..900_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     let place = Place::new();

@@ -24,7 +24,7 @@ use crate::{
         Verdict,
         http2::{
             Carrier, CarrierIo, Passage,
-            exchange::{answer, received, takes_leave},
+            exchange::{answer, pass_over, received, takes_leave},
         },
     },
     rejection::{Malformation, Rejection},
@@ -120,7 +120,8 @@ impl<H: Handler> Connections<H> {
         let exchange = async move {
             let respond = Rc::new(RefCell::new(respond));
             let (mut head, body) = request.into_parts();
-            let inflow = match received(&mut head, body, &respond, &passage.watch) {
+            let body = Rc::new(RefCell::new(body));
+            let inflow = match received(&mut head, &body, &respond, &passage.watch) {
                 Ok(inflow) => inflow,
                 Err(what) => {
                     here.handler
@@ -137,6 +138,7 @@ impl<H: Handler> Connections<H> {
             if answer(&respond, response, &method, &passage.watch).await && is_last {
                 carrier.leave();
             }
+            pass_over(&body).await;
         };
         self.streams.borrow_mut().spawn_local(exchange);
     }

@@ -19,7 +19,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::{
     body,
-    connection::{Inflow, Watch},
+    connection::{Inflow, LINGER, Watch},
     rejection::Malformation,
     upstream::AnswerBody,
 };
@@ -27,10 +27,13 @@ use crate::{
 /// How the answer to a request is begun; shared by who reads its body, which may have to ask for it.
 pub(crate) type Respond = Rc<RefCell<SendResponse<Bytes>>>;
 
+/// What comes of a request's body; shared by who reads it, and who passes over what nobody read.
+pub(crate) type Coming = Rc<RefCell<RecvStream>>;
+
 /// The body of a request, as it comes.
 #[derive(Debug)]
 pub struct Upload {
-    body: RecvStream,
+    body: Coming,
     /// Who has to be told to go on first.
     waits: Option<Respond>,
 }
@@ -43,7 +46,7 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let came = self.body.poll_data(cx);
+        let came = self.body.borrow_mut().poll_data(cx);
         if came.is_pending()
             && let Some(respond) = self.waits.take()
         {
@@ -56,12 +59,13 @@ impl Body for Upload {
             return Poll::Ready(None);
         };
         let data = data?;
-        let _ = self.body.flow_control().release_capacity(data.len());
+        let mut body = self.body.borrow_mut();
+        let _ = body.flow_control().release_capacity(data.len());
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.body.is_end_stream() {
+        match self.body.borrow().is_end_stream() {
             true => SizeHint::with_exact(0),
             false => SizeHint::default(),
         }
@@ -75,7 +79,7 @@ impl Body for Upload {
 /// a value with spaces around it (RFC 9113 §8.2.1), more than one `Content-Length`.
 pub(crate) fn received<'w>(
     head: &mut Parts,
-    body: RecvStream,
+    body: &Coming,
     respond: &Respond,
     watch: &'w Watch,
 ) -> Result<Inflow<'w>, Malformation> {
@@ -95,7 +99,7 @@ pub(crate) fn received<'w>(
     }
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
     let announced = match (lengths.next(), lengths.next()) {
-        (None, _) => body.is_end_stream().then_some(0),
+        (None, _) => body.borrow().is_end_stream().then_some(0),
         (Some(length), None) => {
             let digits = length
                 .to_str()
@@ -121,10 +125,28 @@ pub(crate) fn received<'w>(
         .get(header::EXPECT)
         .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let upload = Upload {
-        body,
+        body: body.clone(),
         waits: waits.then(|| respond.clone()),
     };
     Ok(Inflow::Stream(watch, body::Frames::new(upload), announced))
+}
+
+/// Passes over what nobody read, for a bounded time: who goes on sending and finds its stream reset
+/// may not read the answer.
+pub(crate) async fn pass_over(body: &Coming) {
+    let (time, mut left) = LINGER;
+    let rest = poll_fn(|cx| {
+        let mut body = body.borrow_mut();
+        while left > 0 && !body.is_end_stream() {
+            let Some(Ok(data)) = ready!(body.poll_data(cx)) else {
+                break;
+            };
+            let _ = body.flow_control().release_capacity(data.len());
+            left = left.saturating_sub(data.len());
+        }
+        Poll::Ready(())
+    });
+    let _ = tokio::time::timeout(time, rest).await;
 }
 
 /// Cookies come in several fields and are one elsewhere (RFC 9113 §8.2.3).
