@@ -5,6 +5,7 @@
 //! configuration, the sender's documented event types, reasons, outcomes. It leaves deciding what
 //! happened to others; it is only told.
 
+mod forgetting;
 mod queueing;
 mod readings;
 
@@ -511,29 +512,6 @@ impl Metrics {
             }
         }
         of
-    }
-
-    /// Takes away what belongs to endpoints or secrets that are no longer configured.
-    pub fn retain(&self, running: &[Arc<Endpoint>], before: &[Arc<Endpoint>]) {
-        for old in before {
-            let name = old.name.as_str();
-            let kept = running.iter().find(|e| e.name == old.name);
-            if kept.is_none() {
-                self.queue.limit_pending(name, None);
-            }
-            for secret in old.secrets.names() {
-                let is_kept = kept.is_some_and(|e| {
-                    e.secrets
-                        .names()
-                        .zip(e.secrets.expiries())
-                        .any(|(n, x)| n == secret && x.is_some())
-                });
-                if !is_kept {
-                    // Absent already where the secret had no expiry.
-                    let _ = self.secret_expiry.remove_label_values(&[name, secret]);
-                }
-            }
-        }
     }
 }
 

@@ -1,11 +1,16 @@
 //! What is on disk, how it gets there, and how it leaves.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Registry,
 };
 
-use super::{counters, gauge, gauges, moments, register};
+use super::{counters, forgetting::remove, gauge, gauges, moments, register};
 use crate::{
     endpoint::EndpointName,
     queue::{Committed, Stats},
@@ -29,6 +34,8 @@ pub struct QueueMetrics {
     corrupt: IntCounterVec,
     commit_duration: Histogram,
     commit_batch: IntGauge,
+    /// The endpoints that are configured.
+    configured: Mutex<BTreeSet<String>>,
 }
 
 /// The handles of one endpoint.
@@ -110,6 +117,7 @@ impl QueueMetrics {
                 "commit_batch_events",
                 "Events in the last commit that held any.",
             ),
+            configured: Mutex::default(),
         }
     }
 
@@ -126,6 +134,7 @@ impl QueueMetrics {
     }
 
     pub(super) fn deliveries(&self, endpoint: &str) -> Deliveries {
+        self.configured().insert(endpoint.to_owned());
         let result = |result| self.deliveries.with_label_values(&[endpoint, result]);
         self.corrupt.with_label_values(&[endpoint]);
         for state in ["pending", "dead"] {
@@ -139,6 +148,32 @@ impl QueueMetrics {
             dead: result("dead"),
             attempts: self.attempts.with_label_values(&[endpoint]),
         }
+    }
+
+    /// Takes away what is counted of an endpoint; what it has on disk is shown until that is gone.
+    pub(super) fn forget(&self, endpoint: &str) {
+        self.configured().remove(endpoint);
+        self.limit_pending(endpoint, None);
+        for result in ["delivered", "retry", "dead"] {
+            remove(&self.deliveries, &[endpoint, result]);
+        }
+        remove(&self.attempts, &[endpoint]);
+        remove(&self.corrupt, &[endpoint]);
+        self.forget_stored(endpoint);
+    }
+
+    fn forget_stored(&self, endpoint: &str) {
+        for state in ["pending", "dead"] {
+            remove(&self.events, &[endpoint, state]);
+        }
+        remove(&self.oldest_age, &[endpoint]);
+        remove(&self.pending_bytes, &[endpoint]);
+    }
+
+    fn configured(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.configured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a commit.
@@ -163,11 +198,17 @@ impl QueueMetrics {
     }
 
     /// Takes over what the store says of itself, just before it is shown. An endpoint that is not
-    /// configured any more has events too.
+    /// configured is shown for as long as it has events.
     pub fn observe(&self, stored_bytes: u64, stats: &[Stats]) {
         self.bytes.set(number(stored_bytes));
+        let configured = self.configured();
         for stats in stats {
             let name = stats.endpoint.as_str();
+            let is_empty = stats.pending + stats.leased + stats.dead == 0;
+            if is_empty && !configured.contains(name) {
+                self.forget_stored(name);
+                continue;
+            }
             let state = |state| self.events.with_label_values(&[name, state]);
             state("pending").set(number(stats.pending.saturating_add(stats.leased)));
             state("dead").set(number(stats.dead));
