@@ -95,10 +95,10 @@ fn is_forbidden(address: IpAddr) -> bool {
         Ipv4Addr::new(192, 0, 0, 192),
         Ipv4Addr::new(168, 63, 129, 16),
     ];
-    /// AWS and Google.
+    /// Google and Scaleway.
     const METADATA_6: [Ipv6Addr; 2] = [
-        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
         Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+        Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
     ];
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -111,26 +111,56 @@ fn is_forbidden(address: IpAddr) -> bool {
                 || METADATA.contains(&v4)
         }
         IpAddr::V6(v6) => {
+            // AWS keeps this network for services of the machine: metadata, credentials of pods.
+            let is_aws = v6.segments().starts_with(&[0xfd00, 0xec2]);
             let is_bad = v6.is_unspecified()
+                || is_aws
                 || v6.is_multicast()
                 || v6.is_unicast_link_local()
                 || METADATA_6.contains(&v6);
-            is_bad || embedded(v6).is_some_and(|v4| is_forbidden(v4.into()))
+            is_bad || embedded(v6).any(|v4| is_forbidden(v4.into()))
         }
     }
 }
 
-/// The IPv4 address that an IPv6 address stands for on its way: NAT64 (RFC 6052), 6to4 (RFC 3056),
-/// or the deprecated form with it at the end.
-fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d, e, f, g, h] = v6.segments();
-    let join = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    match [a, b, c, d, e, f] {
-        [0x64, 0xff9b, 0, 0, 0, 0] => Some(join(g, h)),
-        [0, 0, 0, 0, 0, 0] if !v6.is_loopback() => Some(join(g, h)),
-        [0x2002, high, low, ..] => Some(join(high, low)),
-        _ => None,
-    }
+/// The IPv4 addresses that an IPv6 address may stand for on its way: NAT64 under its well-known
+/// prefix (RFC 6052) or one of a network's own (RFC 8215), whose length only that network knows;
+/// 6to4 (RFC 3056), ISATAP (RFC 5214), SIIT (RFC 2765), or the deprecated form with it at the end.
+fn embedded(v6: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    let [
+        _,
+        _,
+        b2,
+        b3,
+        b4,
+        b5,
+        b6,
+        b7,
+        _,
+        b9,
+        b10,
+        b11,
+        b12,
+        b13,
+        b14,
+        b15,
+    ] = v6.octets();
+    let last = [b12, b13, b14, b15];
+    let found = match v6.segments() {
+        // The ninth octet is none of the address's (RFC 6052 §2.2).
+        [0x64, 0xff9b, 1, ..] => {
+            let by_48 = [b6, b7, b9, b10];
+            let by_56 = [b7, b9, b10, b11];
+            let by_64 = [b9, b10, b11, b12];
+            vec![last, by_48, by_56, by_64]
+        }
+        [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] => vec![last],
+        [_, _, _, _, _, 0x5efe, ..] => vec![last],
+        [0, 0, 0, 0, 0, 0, ..] if !v6.is_loopback() => vec![last],
+        [0x2002, ..] => vec![[b2, b3, b4, b5]],
+        _ => Vec::new(),
+    };
+    found.into_iter().map(Ipv4Addr::from)
 }
 
 #[cfg(test)]
@@ -181,7 +211,16 @@ mod tests {
             "2002:a9fe:a9fe::1",
             "::a9fe:a9fe",
             "fe80::1",
+            "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "64:ff9b:1:ffa9:fe:a9fe::",
+            "64:ff9b:1:ffff:a9:fea9:fe00:0",
+            "::ffff:0:169.254.169.254",
+            "2001:db8::5efe:169.254.169.254",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd00:42::42",
+            "fd20:ce::254",
             "100.100.100.200",
             "0.0.0.0",
             "::",
