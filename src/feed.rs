@@ -22,6 +22,8 @@ use tokio::sync::{Notify, futures::Notified};
 const WATCHED: usize = 500;
 /// What a record is taken for beside what it holds, in bytes.
 const OVERHEAD: usize = 512;
+/// How many are looked through before others may get at them.
+const STRETCH: usize = 256;
 /// Most bytes of a target that are kept.
 const TARGET_LIMIT: usize = 512;
 
@@ -87,8 +89,8 @@ pub struct Seen {
 /// A request as it was received, credentials masked.
 #[derive(Debug)]
 pub struct Captured {
-    /// Its headers.
-    pub headers: HeaderMap,
+    /// Its headers, as lines: a map's values would hold on to all that was read with them.
+    lines: Box<[u8]>,
     /// Its path and query, uncut: it may be signed.
     pub target: String,
     /// Its body, where it was read.
@@ -98,27 +100,50 @@ pub struct Captured {
 impl Captured {
     /// Takes a request down; credentials are masked.
     pub fn new(headers: &HeaderMap, target: &str, body: Option<Bytes>) -> Self {
-        let mut headers = headers.clone();
-        for (name, value) in &mut headers {
-            if is_credential(name) {
-                *value = HeaderValue::from_static("***");
+        let mut lines = Vec::new();
+        let mut put = |name: &HeaderName, value: &[u8]| {
+            lines.extend_from_slice(name.as_str().as_bytes());
+            lines.push(b':');
+            lines.extend_from_slice(value);
+            lines.push(b'\n');
+        };
+        for (name, value) in headers {
+            // Who read the body has overwritten what was announced in the head.
+            let is_length = name == header::CONTENT_LENGTH && body.is_some();
+            match () {
+                () if is_length => {}
+                () if is_credential(name) => put(name, b"***"),
+                () => put(name, value.as_bytes()),
             }
         }
         if let Some(body) = &body {
-            // Who read the body has overwritten what was announced in the head.
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+            put(&header::CONTENT_LENGTH, body.len().to_string().as_bytes());
         }
         Self {
-            headers,
+            lines: lines.into(),
             target: target.to_owned(),
             body,
         }
     }
 
+    /// Its headers.
+    pub fn headers(&self) -> HeaderMap {
+        let lines = self.lines.split(|byte| *byte == b'\n');
+        let fields = lines.filter_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let (name, value) = line.split_at_checked(colon)?;
+            let name = HeaderName::from_bytes(name).ok()?;
+            Some((name, HeaderValue::from_bytes(value.get(1..)?).ok()?))
+        });
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name, value);
+        }
+        headers
+    }
+
     fn bytes(&self) -> usize {
-        let headers = self.headers.iter();
-        let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + 64);
-        headers.sum::<usize>() + self.target.len() + self.body.as_ref().map_or(0, Bytes::len)
+        self.lines.len() + self.target.len() + self.body.as_ref().map_or(0, Bytes::len)
     }
 }
 
@@ -189,6 +214,20 @@ impl Ring {
             Level::Watched => (WATCHED, usize::MAX),
             Level::Off => (0, 0),
         }
+    }
+
+    /// A few of those numbered below `before`, the newest first: whoever looks for something must
+    /// not keep the gate waiting while it does.
+    fn stretch(&self, before: u64) -> Vec<(u64, Arc<Seen>)> {
+        let below = before.saturating_sub(self.first);
+        let below = usize::try_from(below).unwrap_or(usize::MAX);
+        let end = self.kept.len().min(below);
+        let start = end.saturating_sub(STRETCH);
+        let first = self.first + u64::try_from(start).unwrap_or_default();
+        let kept = self.kept.range(start..end).cloned();
+        let mut stretch: Vec<_> = (first..).zip(kept).collect();
+        stretch.reverse();
+        stretch
     }
 
     fn make_room(&mut self) {
@@ -285,14 +324,22 @@ impl Feed {
         most: usize,
         wanted: impl Fn(&Seen) -> bool,
     ) -> Vec<(u64, Arc<Seen>)> {
-        let ring = self.ring();
-        let numbered = (ring.first..).zip(ring.kept.iter()).collect::<Vec<_>>();
-        let older = numbered.into_iter().rev();
-        older
-            .filter(|(number, seen)| before.is_none_or(|before| *number < before) && wanted(seen))
-            .take(most)
-            .map(|(number, seen)| (number, seen.clone()))
-            .collect()
+        let (mut before, mut found) = (before.unwrap_or(u64::MAX), Vec::new());
+        loop {
+            let stretch = self.ring().stretch(before);
+            let Some((first, _)) = stretch.last() else {
+                return found;
+            };
+            before = *first;
+            for (number, seen) in stretch {
+                if found.len() >= most {
+                    return found;
+                }
+                if wanted(&seen) {
+                    found.push((number, seen));
+                }
+            }
+        }
     }
 
     /// The last one's number; 0 before the first.
@@ -304,9 +351,8 @@ impl Feed {
 
     /// The one with this event id.
     pub fn find(&self, event_id: &str) -> Option<Arc<Seen>> {
-        let ring = self.ring();
-        let mut newest = ring.kept.iter().rev();
-        newest.find(|seen| seen.event_id == event_id).cloned()
+        let newest = self.before(None, 1, |seen| seen.event_id == event_id);
+        newest.into_iter().next().map(|(_, seen)| seen)
     }
 
     /// Watches for as long as what is returned lives.
@@ -431,11 +477,8 @@ mod tests {
         }
         headers.insert("tinytalk-signature", HeaderValue::from_static("aa"));
         let captured = Captured::new(&headers, "/", None);
-        let shown: Vec<_> = captured
-            .headers
-            .values()
-            .map(|v| v.to_str().unwrap())
-            .collect();
+        let headers = captured.headers();
+        let shown: Vec<_> = headers.values().map(|v| v.to_str().unwrap()).collect();
         assert_eq!(shown, ["***", "***", "***", "***", "aa"]);
     }
 }

@@ -104,7 +104,7 @@ async fn details(desk: &Desk, seen: Arc<Seen>) -> Value {
         return more;
     };
     if let Some(more) = more.as_object_mut() {
-        let headers = shown::headers(&captured.headers, endpoint.as_deref());
+        let headers = shown::headers(&captured.headers(), endpoint.as_deref());
         more.insert("headers".to_owned(), headers);
         if let Some(body) = &captured.body {
             let (key, body) = shown::body(body);
@@ -134,14 +134,12 @@ fn why(seen: &Seen) -> Option<&'static str> {
 
 /// What each of the endpoint's secrets says of a request whose signature was refused.
 fn explain(endpoint: &Endpoint, seen: &Seen) -> Option<Value> {
-    let Captured {
-        headers,
-        target,
-        body,
-    } = seen.captured.as_ref()?;
+    let captured = seen.captured.as_ref()?;
+    let headers = captured.headers();
+    let Captured { target, body, .. } = captured;
     let case = Case {
         scheme: &endpoint.scheme,
-        headers,
+        headers: &headers,
         method: Method::POST.as_str(),
         url: target,
         body: body.as_deref().unwrap_or_default(),
