@@ -252,12 +252,10 @@ impl Control {
 }
 
 /// The endpoint of this name.
-fn configured<'e>(text: &str, endpoints: &'e Endpoints) -> Result<&'e Endpoint, Refusal> {
+fn configured<'e>(text: &str, endpoints: &'e Endpoints) -> Result<&'e Arc<Endpoint>, Refusal> {
     let name = name(text)?;
     let found = endpoints.iter().find(|endpoint| endpoint.name == name);
-    found
-        .map(|endpoint| &**endpoint)
-        .ok_or_else(|| Refusal::Usage(format!("{text}: no such endpoint is configured")))
+    found.ok_or_else(|| Refusal::Usage(format!("{text}: no such endpoint is configured")))
 }
 
 fn name(text: &str) -> Result<EndpointName, Refusal> {

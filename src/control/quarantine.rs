@@ -1,5 +1,7 @@
 //! Requests that were kept for a second look: which there are, and why they were refused.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{Refusal, view};
@@ -27,7 +29,7 @@ pub(super) async fn list(
 /// One of them, and why its signature does not match.
 pub(super) async fn explain(
     queue: &Queue,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     number: i64,
 ) -> Result<Value, Refusal> {
     let found = read(queue, &endpoint.name, number.saturating_sub(1), 1).await?;
@@ -35,34 +37,39 @@ pub(super) async fn explain(
     let unknown = || Refusal::Unknown(format!("{number}: no such request is in quarantine"));
     let request = found.ok_or_else(unknown)?;
     let mut shown = summary(&request);
-    let kept = request
-        .record
-        .ok()
-        .and_then(|record| Kept::read(record).ok());
-    let (received, explanation) = match &kept {
-        None => (
-            json!({"fault": "its bytes on disk are not what was written"}),
-            json!([]),
-        ),
-        Some(kept) => {
-            let signed = kept.signed();
-            let case = Case {
-                scheme: &endpoint.scheme,
-                headers: &kept.headers,
-                method: signed.method,
-                url: signed.url,
-                body: &kept.body,
-                now: kept.received_at,
-            };
-            let found = explain_each(&case, &endpoint.secrets);
-            (view::received(kept), findings(&found))
-        }
-    };
+    let endpoint = endpoint.clone();
+    // Many variations are hashed: not on the thread that answers everybody.
+    let explained = tokio::task::spawn_blocking(move || explained(&endpoint, request)).await;
+    let failed = |_| Refusal::Failed("it could not be explained; try again".to_owned());
+    let (received, explanation) = explained.map_err(failed)?;
     if let Some(shown) = shown.as_object_mut() {
         shown.insert("request".to_owned(), received);
         shown.insert("explanation".to_owned(), explanation);
     }
     Ok(shown)
+}
+
+/// A request as it was received, and what was found.
+fn explained(endpoint: &Endpoint, request: Quarantined) -> (Value, Value) {
+    let kept = request
+        .record
+        .ok()
+        .and_then(|record| Kept::read(record).ok());
+    let Some(kept) = kept else {
+        let fault = "its bytes on disk are not what was written";
+        return (json!({"fault": fault}), json!([]));
+    };
+    let signed = kept.signed();
+    let case = Case {
+        scheme: &endpoint.scheme,
+        headers: &kept.headers,
+        method: signed.method,
+        url: signed.url,
+        body: &kept.body,
+        now: kept.received_at,
+    };
+    let found = explain_each(&case, &endpoint.secrets);
+    (view::received(&kept), findings(&found))
 }
 
 /// What was found with each secret.
