@@ -40,6 +40,8 @@ use crate::{
 pub(super) const BODY_LIMIT: usize = 1 << 20;
 /// Test events under way at a time.
 const TRIALS: usize = 4;
+/// Who may watch requests at a time: the listener's connections are for metrics and health too.
+const WATCHERS: usize = 64;
 
 /// What the API works with.
 pub(super) struct Desk {
@@ -54,6 +56,7 @@ pub(super) struct Desk {
     history: Mutex<History>,
     started: (Instant, SystemTime),
     trials: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
 }
 
 type State = axum::extract::State<Arc<Desk>>;
@@ -81,6 +84,7 @@ impl Desk {
             history: Mutex::new(history),
             started,
             trials: Arc::new(Semaphore::new(TRIALS)),
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
         })
     }
 

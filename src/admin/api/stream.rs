@@ -11,11 +11,12 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Frame;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Desk, State, requests::summary};
+use super::{Desk, State, problem::Problem, requests::summary};
 use crate::feed::{Feed, Watcher};
 
 /// Most requests told of at a time; of a flood the rest is counted.
@@ -25,13 +26,18 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long nothing is said before a sign of life.
 const SILENCE: Duration = Duration::from_secs(15);
 
-pub(super) async fn stream(desk: State, headers: HeaderMap) -> Response {
+pub(super) async fn stream(desk: State, headers: HeaderMap) -> Result<Response, Problem> {
+    let place = desk.watchers.clone().try_acquire_owned();
+    let place = place.map_err(|_| {
+        let detail = "Too many watch already: close a page of the dashboard, or a tail.";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+    })?;
     let last = headers.get("last-event-id");
     let last = last.and_then(|id| id.to_str().ok()?.parse().ok());
-    let mut response = Response::new(Body::new(Events::new(&desk, last)));
+    let mut response = Response::new(Body::new(Events::new(&desk, last, place)));
     let kind = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
+    Ok(response)
 }
 
 type Next = Pin<Box<dyn Future<Output = (Option<Bytes>, Where)> + Send>>;
@@ -40,7 +46,7 @@ type Next = Pin<Box<dyn Future<Output = (Option<Bytes>, Where)> + Send>>;
 struct Where {
     feed: Arc<Feed>,
     after: u64,
-    _watcher: Watcher,
+    _watcher: (Watcher, OwnedSemaphorePermit),
 }
 
 /// The body of an answer that goes on for as long as somebody reads it.
@@ -50,7 +56,7 @@ struct Events {
 }
 
 impl Events {
-    fn new(desk: &Desk, after: Option<u64>) -> Self {
+    fn new(desk: &Desk, after: Option<u64>, place: OwnedSemaphorePermit) -> Self {
         let feed = desk.shared.feed.clone();
         let watcher = feed.watch();
         let capture = feed.capture();
@@ -60,7 +66,7 @@ impl Events {
         let at = Where {
             after: after.filter(|after| *after <= last).unwrap_or(last),
             feed,
-            _watcher: watcher,
+            _watcher: (watcher, place),
         };
         let hello = format!("retry: 2000\nevent: hello\ndata: {hello}\n\n");
         Self {
