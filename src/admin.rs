@@ -16,6 +16,7 @@ use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
     io,
+    net::IpAddr,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -121,14 +122,23 @@ pub struct News {
     pub settings: Arc<Settings>,
     /// What is in effect, secrets as `***`.
     pub effective: Value,
-    /// The tables of those made at run time, as they were given, secrets as `***`.
-    pub given: BTreeMap<String, Value>,
+    /// Those made at run time, as they were given.
+    pub given: BTreeMap<String, Given>,
     /// The endpoints made at run time, as tables for the file.
     pub export: String,
     /// The file.
     pub file: Option<PathBuf>,
     /// What is legal and probably not meant.
     pub warnings: Vec<String>,
+}
+
+/// An endpoint made at run time, as it was given.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Its table, secrets as `***`.
+    pub table: Value,
+    /// What tells it from any other.
+    pub revision: String,
 }
 
 /// What a listener serves.
@@ -279,11 +289,13 @@ impl Admin {
         let announced = inflow.announced();
         let closes = !inflow.can_be_passed_over(UNREAD_LIMIT);
         let now = (Instant::now(), SystemTime::now());
+        let live = self.sources.live.borrow().news.clone();
+        let asker = guard::asker(watch.peer, &head.headers, &live.trusted_proxies);
         let is_session = head.uri.path() == SESSION_PATH;
         let signs_in = is_session && head.method == Method::POST;
-        if !signs_in && let Err(denied) = self.guard.check(token, &head, watch.peer, now) {
+        if !signs_in && let Err(denied) = self.guard.check(token, &head, asker, now) {
             if head.headers.contains_key(header::AUTHORIZATION) {
-                note(denied, watch);
+                note(denied, asker);
             }
             return Ok(unheard(denied.into(), closes));
         }
@@ -297,7 +309,8 @@ impl Admin {
         if signs_in {
             let given = SignIn::read(body.as_bytes())?;
             self.guard
-                .check_token(token, &given.token, watch.peer, now.0)?;
+                .check_token(token, &given.token, asker, now.0)
+                .inspect_err(|denied| note(*denied, asker))?;
             return Ok(with_cookie(self.guard.begin(token, now.1, is_secure)));
         }
         if is_session && head.method == Method::DELETE {
@@ -386,9 +399,9 @@ fn unheard(problem: Problem, closes: bool) -> Response {
 }
 
 /// Logs a wrong token: as many as are compared, which are few.
-fn note(denied: Denied, watch: &Watch) {
+fn note(denied: Denied, asker: Option<IpAddr>) {
     if denied == Denied::Token {
-        let peer = watch.peer.map(tracing::field::display);
+        let peer = asker.map(tracing::field::display);
         tracing::warn!(peer, "wrong admin token");
     }
 }
@@ -472,7 +485,7 @@ impl Handler for Admin {
         }
     }
 
-    fn refused(&self, _: Rejection, _: Option<std::net::IpAddr>) {}
+    fn refused(&self, _: Rejection, _: Option<IpAddr>) {}
 
     async fn finish(&self) {}
 }

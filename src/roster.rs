@@ -85,13 +85,18 @@ impl Roster {
     /// Puts it on disk: when this returns, it is the one that the next start reads.
     ///
     /// # Errors
-    /// When it could not be written; then the one before it stays.
+    /// When it could not be written, or would be too large to be read again
+    /// ([`io::ErrorKind::FileTooLarge`]); then the one before it stays.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         let whole = Self {
             version: VERSION,
             ..self.clone()
         };
         let text = zeroize::Zeroizing::new(serde_json::to_vec_pretty(&whole)?);
+        // What is longer than that the next start would refuse to read.
+        if u64::try_from(text.len()).unwrap_or(u64::MAX) > LIMIT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         let unfinished = dir.join(UNFINISHED);
         // What an earlier write left may be anybody's to read.
         match fs::remove_file(&unfinished) {

@@ -99,6 +99,36 @@ fn wrong_tokens_are_refused_and_soon_not_even_compared() {
     assert!(!daemon.log().contains("a-wrong-token"));
 }
 
+/// Behind a proxy everybody comes from its address.
+#[test]
+fn who_guesses_behind_a_trusted_proxy_locks_nobody_else_out() {
+    let setup = Daemon::relay(NOBODY, "").operated();
+    let trusted = r#"["127.0.0.0/8", "10.0.0.0/8"]"#;
+    let daemon = setup
+        .env("HOOKWARD_SERVER__TRUSTED_PROXIES", trusted)
+        .start();
+    let operator = daemon.operator();
+    let ask = |client: &str, token: &str| {
+        let headers = format!("X-Forwarded-For: {client}\r\n{}", bearer(token));
+        let reply = operator.send("GET", "/stats", &headers, &Value::Null);
+        reply.status
+    };
+    // What it makes up itself stands before what the proxies say.
+    for number in 0..10 {
+        let client = format!("192.0.2.{number}, 203.0.113.9, 10.0.0.7");
+        assert_eq!(ask(&client, "a-wrong-token"), 401, "{client}");
+    }
+    assert_eq!(ask("198.51.100.4, 203.0.113.9", TOKEN), 429);
+    assert_eq!(ask("203.0.113.9, 198.51.100.4", TOKEN), 200);
+    assert_eq!(ask("203.0.113.9", TOKEN), 429);
+    daemon.wait_for_log("203.0.113.9");
+    let sign_in = json!({"token": "a-wrong-token-in-a-form"});
+    let reply = operator.send("POST", "/session", "", &sign_in);
+    assert_eq!(reply.status, 401);
+    let is_told = || daemon.log().matches("wrong admin token").count() == 11;
+    support::eventually("every wrong token is logged", is_told);
+}
+
 #[test]
 fn a_browser_signs_in_for_a_cookie_and_out_again() {
     let daemon = Daemon::relay(NOBODY, "").operated().start();

@@ -10,7 +10,6 @@ use tokio::sync::{mpsc, oneshot};
 pub const WAITING: usize = 16;
 
 /// What is to change.
-#[derive(Debug)]
 pub enum Wish {
     /// A new endpoint.
     Create {
@@ -18,6 +17,8 @@ pub enum Wish {
         name: String,
         /// Its table, as in the configuration; without secrets one is made.
         settings: Map<String, Value>,
+        /// Also where events of an earlier one of this name wait on disk: it gets them.
+        takes_over: bool,
     },
     /// An endpoint made at run time gets another table.
     Edit {
@@ -25,6 +26,8 @@ pub enum Wish {
         name: String,
         /// The whole table; `***` stands for a secret it has already.
         settings: Map<String, Value>,
+        /// The revisions that it may have now (`If-Match`); `None`: any.
+        expected: Option<Vec<String>>,
     },
     /// An endpoint made at run time goes.
     Remove {
@@ -38,6 +41,26 @@ pub enum Wish {
         /// On.
         active: bool,
     },
+}
+
+impl Wish {
+    /// What is done, in a word, and to which endpoint.
+    pub fn subject(&self) -> (&'static str, &str) {
+        match self {
+            Self::Create { name, .. } => ("made", name),
+            Self::Edit { name, .. } => ("edited", name),
+            Self::Remove { name } => ("removed", name),
+            Self::Switch { name, active: true } => ("switched on", name),
+            Self::Switch { name, .. } => ("switched off", name),
+        }
+    }
+}
+
+/// Shows no table: it holds secrets.
+impl std::fmt::Debug for Wish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Wish").field(&self.subject()).finish()
+    }
 }
 
 /// A wish, and where its outcome goes.
@@ -82,10 +105,14 @@ pub enum Refused {
     Conflict(String),
     /// The process is ending, or too much is asked at once.
     Busy,
+    /// It is not as whoever asks saw it.
+    Changed,
     /// It could not be put on disk.
     Storage(String),
     /// There is no such endpoint.
     Unknown,
+    /// So many events of an earlier endpoint of this name wait on disk.
+    Waiting(u64),
     /// The table is wrong.
     Wrong(Vec<Wrong>),
 }

@@ -15,11 +15,12 @@ use std::{
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
+use ipnet::IpNet;
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
 use super::Settings;
-use crate::secret::Secret;
+use crate::{endpoint::is_trusted, secret::Secret};
 
 /// The cookie's name. No `__Host-` before it: that works with https alone.
 const COOKIE: &str = "hookward_session";
@@ -245,6 +246,26 @@ fn cookie(value: &str, age: Duration, is_secure: bool) -> HeaderValue {
 
 fn seconds(now: SystemTime) -> u64 {
     now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Who asks: the peer, or whom a trusted one says it asks for, the last that is none of ours.
+///
+/// Behind a proxy everybody has its address: who guesses there must not have all others refused.
+pub(super) fn asker(
+    peer: Option<IpAddr>,
+    headers: &HeaderMap,
+    trusted: &[IpNet],
+) -> Option<IpAddr> {
+    if !is_trusted(peer, trusted) {
+        return peer;
+    }
+    let lines = headers.get_all("x-forwarded-for").iter();
+    let lines: Vec<_> = lines.filter_map(|line| line.to_str().ok()).collect();
+    let hops = lines.iter().rev().flat_map(|line| line.rsplit(','));
+    // What stands before one that is no address may be anybody's word.
+    let hops = hops.map_while(|hop| hop.trim().parse().ok());
+    let mut strangers = hops.filter(|hop| !is_trusted(Some(*hop), trusted));
+    strangers.next().or(peer)
 }
 
 /// The one value of a header.

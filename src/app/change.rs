@@ -1,6 +1,6 @@
 //! What operators change at run time: tried against the whole configuration, put on disk, in force.
 
-use std::time::SystemTime;
+use std::{io, sync::Arc, time::SystemTime};
 
 use rand::Rng as _;
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use super::{App, live};
 use crate::{
     admin::change::{Changed, Refused, Wish, Wrong},
     config::{self, Config, Fault},
-    endpoint::EndpointName,
+    endpoint::{Endpoint, EndpointName, Upstream},
     roster::{ENDPOINTS_LIMIT, Made, Roster},
     secret::SecretEncoding,
     signature::Scheme,
@@ -34,7 +34,10 @@ impl App {
             config: &self.config,
             made: Changed::default(),
         };
-        let name = plan.fulfil(wish, now)?;
+        let (what, name) = wish.subject();
+        let name = name.to_owned();
+        self.check_waiting(&wish)?;
+        plan.fulfil(wish, now)?;
         let Plan { roster, made, .. } = plan;
         let new = config::with_roster(&self.config, roster, &self.sources, now)
             .map_err(|faults| refusal(&name, faults))?;
@@ -44,12 +47,36 @@ impl App {
                 Refused::Wrong(vec![Wrong { key, what }])
             })?;
         // On disk first: what has taken effect survives a crash.
-        new.roster.write(&dir).map_err(|error| {
-            Refused::Storage(format!("data_dir: the change was not put on disk: {error}"))
+        new.roster.write(&dir).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => {
+                let what = "the tables made at run time would be too large together: shorten one";
+                Refused::Conflict(what.to_owned())
+            }
+            _ => Refused::Storage(format!("data_dir: the change was not put on disk: {error}")),
         })?;
         self.install(new, live);
-        tracing::info!(endpoint = name, "endpoint changed by an operator");
+        tracing::info!(endpoint = name, what, "endpoint changed by an operator");
         Ok(made)
+    }
+
+    /// Another endpoint's events are nobody's to deliver elsewhere by accident.
+    fn check_waiting(&self, wish: &Wish) -> Result<(), Refused> {
+        let Wish::Create {
+            name,
+            takes_over: false,
+            ..
+        } = wish
+        else {
+            return Ok(());
+        };
+        let exists = |e: &Arc<Endpoint>| e.name.as_str() == name;
+        let queue = self.shared.queue.as_ref();
+        let queue = queue.filter(|_| !self.config.endpoints.iter().any(exists));
+        let waiting = queue.and_then(|queue| queue.depths().get(name).map(|depth| depth.0));
+        match waiting {
+            Some(count @ 1..) => Err(Refused::Waiting(count)),
+            Some(0) | None => Ok(()),
+        }
     }
 }
 
@@ -61,33 +88,34 @@ struct Plan<'c> {
 }
 
 impl Plan<'_> {
-    /// Puts the wish into the roster; the name of the endpoint it is for.
-    fn fulfil(&mut self, wish: Wish, now: SystemTime) -> Result<String, Refused> {
+    /// Puts the wish into the roster.
+    fn fulfil(&mut self, wish: Wish, now: SystemTime) -> Result<(), Refused> {
         let config = self.config;
         let exists = |name: &str| config.endpoints.iter().any(|e| e.name.as_str() == name);
         self.roster.switches.retain(|name, _| exists(name));
-        let name = match wish {
-            Wish::Create { name, settings } => {
-                self.create(&name, settings, now)?;
-                name
-            }
-            Wish::Edit { name, settings } => {
-                let before = self.made(&name)?.settings.clone();
+        match wish {
+            Wish::Create { name, settings, .. } => self.create(&name, settings, now)?,
+            Wish::Edit {
+                name,
+                settings,
+                expected,
+            } => {
+                let made = self.made(&name)?;
+                let revision = made.revision();
+                if expected.is_some_and(|expected| !expected.contains(&revision)) {
+                    return Err(Refused::Changed);
+                }
+                let before = made.settings.clone();
                 let settings = self.complete(settings, Some(&before))?;
                 self.made(&name)?.settings = settings;
-                name
             }
             Wish::Remove { name } => {
                 self.made(&name)?;
                 self.roster.endpoints.remove(&name);
-                name
             }
-            Wish::Switch { name, active } => {
-                self.switch(&name, active)?;
-                name
-            }
-        };
-        Ok(name)
+            Wish::Switch { name, active } => self.switch(&name, active)?,
+        }
+        Ok(())
     }
 
     fn create(
@@ -169,7 +197,7 @@ impl Plan<'_> {
             secrets.push(secret);
         }
         settings.insert("secrets".to_owned(), secrets.into());
-        keep_headers(&mut settings, before);
+        keep_hidden(&mut settings, before)?;
         Ok(settings)
     }
 
@@ -203,8 +231,33 @@ impl Plan<'_> {
     }
 }
 
-/// Puts the header values back that an edit only stood in for.
-fn keep_headers(settings: &mut Map<String, Value>, before: Option<&Map<String, Value>>) {
+/// Puts back what an edit only stood in for: header values and the upstream's query, where the
+/// upstream is the one that they were given for. Another one would be told them.
+fn keep_hidden(
+    settings: &mut Map<String, Value>,
+    before: Option<&Map<String, Value>>,
+) -> Result<(), Refused> {
+    fn url_of(table: &Map<String, Value>) -> &str {
+        table
+            .get("upstream")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+    let place_of = |url: &str| {
+        Upstream::parse_url(url)
+            .ok()
+            .map(|(at, host, ..)| (at, host))
+    };
+    let before = before.filter(|before| place_of(url_of(before)) == place_of(url_of(settings)));
+    let missing = |key: &str| {
+        let what = "expected its value: for this upstream none is kept";
+        wrong(key, what.to_owned())
+    };
+    if let Some((path, HIDDEN)) = url_of(settings).split_once('?') {
+        let query = before.and_then(|before| Some(url_of(before).split_once('?')?.1));
+        let url = format!("{path}?{}", query.ok_or_else(|| missing("upstream"))?);
+        settings.insert("upstream".to_owned(), url.into());
+    }
     let old = before.and_then(|table| table.get("upstream_options")?.get("headers"));
     let headers = settings
         .get_mut("upstream_options")
@@ -212,12 +265,12 @@ fn keep_headers(settings: &mut Map<String, Value>, before: Option<&Map<String, V
         .and_then(Value::as_object_mut);
     for (name, value) in headers.into_iter().flatten() {
         if *value == HIDDEN {
-            *value = old
-                .and_then(|old| old.get(name))
-                .cloned()
-                .unwrap_or_default();
+            let kept = old.and_then(|old| old.get(name)).cloned();
+            let key = format!("upstream_options.headers.{name}");
+            *value = kept.ok_or_else(|| missing(&key))?;
         }
     }
+    Ok(())
 }
 
 /// How a scheme's sender writes secrets.

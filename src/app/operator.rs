@@ -11,11 +11,12 @@ use tokio::sync::{mpsc, watch};
 use super::{AppError, bind, bind::Bound, supervisor::Supervisor, thread};
 use crate::{
     admin::{
-        self, Admin, News, Serves,
+        self, Admin, Given, News, Serves,
         change::{Change, Changes},
     },
     config::Config,
     gate::{Live, Shared},
+    roster::Made,
     server::{Doors, Orders, Stage},
 };
 
@@ -32,12 +33,16 @@ pub(super) struct Operator {
 
 /// The configuration, as the operator's side is told of it.
 pub(super) fn news(config: &Config) -> Arc<News> {
+    let given = |made: &Made| Given {
+        table: made.shown(),
+        revision: made.revision(),
+    };
     let made = config.roster.endpoints.iter();
     Arc::new(News {
         settings: config.admin.clone(),
         effective: config.effective_json().clone(),
         given: made
-            .map(|(name, made)| (name.clone(), made.shown()))
+            .map(|(name, made)| (name.clone(), given(made)))
             .collect(),
         export: config.roster.to_toml(),
         file: config.file().map(ToOwned::to_owned),

@@ -133,8 +133,29 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
+        self.ask_with(method, path, "", body)
+    }
+
+    /// Changes what is still as it was read: of this revision.
+    pub(super) fn put(
+        &self,
+        path: &str,
+        revision: Option<&str>,
+        body: &Value,
+    ) -> Result<Value, Failure> {
+        let line = revision.map(|revision| format!("If-Match: \"{revision}\"\r\n"));
+        self.ask_with("PUT", path, &line.unwrap_or_default(), Some(body))
+    }
+
+    fn ask_with(
+        &self,
+        method: &str,
+        path: &str,
+        lines: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
         let reply = self
-            .open(method, path, body)
+            .open(method, path, lines, body)
             .and_then(sample::read_reply)
             .map_err(|error| self.silent(&error))?;
         let said: Value = match reply.header("content-type") {
@@ -168,7 +189,7 @@ impl Api {
         mut act: impl FnMut(&str, &Value) -> Result<bool, Failure>,
     ) -> Result<(), Failure> {
         let failed = |error: io::Error| self.silent(&error);
-        let mut lines = BufReader::new(self.open("GET", path, None).map_err(failed)?);
+        let mut lines = BufReader::new(self.open("GET", path, "", None).map_err(failed)?);
         let mut line = String::new();
         lines.read_line(&mut line).map_err(failed)?;
         let status = line
@@ -205,8 +226,15 @@ impl Api {
         }
     }
 
-    /// Opens a connection and writes a request; HTTP/1.0, whose answers end with the connection.
-    fn open(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<Box<dyn Wire>> {
+    /// Opens a connection and writes a request, with these header lines; HTTP/1.0, whose answers end
+    /// with the connection.
+    fn open(
+        &self,
+        method: &str,
+        path: &str,
+        lines: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Box<dyn Wire>> {
         let (mut wire, host): (Box<dyn Wire>, _) = match &self.place {
             Place::Socket(path) => {
                 let socket = UnixStream::connect(path)?;
@@ -225,6 +253,7 @@ impl Api {
             "{method} /api/v1{path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Bearer {}\r\n",
             *self.token
         ));
+        head.push_str(lines);
         if !body.is_empty() {
             head.push_str("Content-Type: application/json\r\n");
         }

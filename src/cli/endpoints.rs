@@ -35,6 +35,9 @@ enum EndpointsCommand {
         name: String,
         #[command(flatten)]
         table: TableArgs,
+        /// Deliver to it what waits on disk of an earlier endpoint of this name
+        #[arg(long)]
+        take_over: bool,
     },
     /// Change an endpoint made at run time, or switch any on or off
     Set {
@@ -187,9 +190,13 @@ pub(super) fn run(args: EndpointsArgs) -> Outcome {
     let api = args.api.find()?;
     match args.command {
         EndpointsCommand::List => list(&api, json),
-        EndpointsCommand::Create { name, table } => {
+        EndpointsCommand::Create {
+            name,
+            table,
+            take_over,
+        } => {
             let settings = table.over(Map::new())?;
-            let body = json!({"name": name, "settings": settings});
+            let body = json!({"name": name, "settings": settings, "takes_over": take_over});
             made(&api.ask("POST", "/endpoints", Some(&body))?, json)
         }
         EndpointsCommand::Set {
@@ -243,10 +250,9 @@ fn set(api: &Api, name: &str, table: TableArgs, active: Option<bool>, json: bool
         let before = api.ask("GET", &path, None)?;
         let given = before.get("given").and_then(Value::as_object).cloned();
         let settings = table.over(given.unwrap_or_default())?;
-        made(
-            &api.ask("PUT", &path, Some(&json!({"settings": settings})))?,
-            json,
-        )?;
+        let revision = before.get("revision").and_then(Value::as_str);
+        let body = json!({"settings": settings});
+        made(&api.put(&path, revision, &body)?, json)?;
     }
     if let Some(active) = active {
         let body = json!({"active": active});

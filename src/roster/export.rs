@@ -1,13 +1,15 @@
 //! Endpoints made at run time, as tables for the configuration.
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{Made, Roster};
 
 const HEAD: &str = "\
 # Endpoints made at run time, as tables for the configuration. Secrets are not in it: put each into
-# the file or variable named here. Take an endpoint away at run time when its table is in the
-# configuration: until then the reload is refused, because the two would clash.
+# the file or variable named here, and an upstream's query back where it says ***. Take an endpoint
+# away at run time when its table is in the configuration: until then the reload is refused, because
+# the two would clash.
 ";
 
 impl Roster {
@@ -43,7 +45,23 @@ impl Made {
         for (_, value) in headers_of(&mut table) {
             *value = HIDDEN.into();
         }
+        hide_query(&mut table);
         Value::Object(table)
+    }
+
+    /// What tells its table, as it is shown, from any other.
+    pub fn revision(&self) -> String {
+        let digest = Sha256::digest(self.shown().to_string());
+        hex::encode(digest.get(..8).unwrap_or_default())
+    }
+}
+
+/// What stands in an upstream's query may be what lets us in.
+fn hide_query(table: &mut Map<String, Value>) {
+    if let Some(Value::String(url)) = table.get_mut("upstream")
+        && let Some((before, _)) = url.split_once('?')
+    {
+        *url = format!("{before}?{HIDDEN}");
     }
 }
 
@@ -76,6 +94,7 @@ fn without_secrets(endpoint: &str, settings: &Map<String, Value>) -> Map<String,
         let variable = format!("{endpoint}_{name}").replace('-', "_");
         *value = json!({"env": variable.to_ascii_uppercase()});
     }
+    hide_query(&mut table);
     table
 }
 
@@ -88,7 +107,7 @@ mod tests {
     #[test]
     fn what_is_written_down_is_toml_and_holds_no_secret() {
         let settings = json!({
-            "path": "/hook", "upstream": "http://127.0.0.1:1/", "active": false,
+            "path": "/hook", "upstream": "http://127.0.0.1:1/?k=very-secret", "active": false,
             "secrets": [{"name": "main", "value": "very-secret"}],
             "upstream_options": {"headers": {"X-Api-Key": "very-secret"}},
             "queue": {"retry": ["1s"]},
@@ -108,5 +127,8 @@ mod tests {
         let header = &crm["upstream_options"]["headers"]["X-Api-Key"]["env"];
         assert_eq!(header.as_str(), Some("CRM_X_API_KEY"));
         assert_eq!(crm["queue"]["retry"][0].as_str(), Some("1s"));
+        assert_eq!(crm["upstream"].as_str(), Some("http://127.0.0.1:1/?***"));
+        let shown = roster.endpoints["crm"].shown().to_string();
+        assert!(!shown.contains("very-secret"), "{shown}");
     }
 }

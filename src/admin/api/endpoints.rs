@@ -7,7 +7,7 @@ use axum::{
     extract::Path,
     response::{IntoResponse as _, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -18,7 +18,10 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    admin::change::{Changed, Wish},
+    admin::{
+        Given,
+        change::{Changed, Wish},
+    },
     control::view::moment,
     endpoint::{Endpoint, Transport},
     gate::Lane,
@@ -31,6 +34,8 @@ use crate::{
 pub(super) struct New {
     name: String,
     settings: Map<String, Value>,
+    #[serde(default)]
+    takes_over: bool,
 }
 
 /// Another table for an endpoint.
@@ -52,7 +57,7 @@ struct View {
     days: BTreeMap<String, Value>,
     stored: BTreeMap<String, (u64, u64)>,
     tables: Value,
-    given: BTreeMap<String, Value>,
+    given: BTreeMap<String, Given>,
 }
 
 impl View {
@@ -96,7 +101,8 @@ impl View {
             "pending": pending,
             "dead": dead,
             "day": self.days.get(name),
-            "given": self.given.get(name),
+            "given": self.given.get(name).map(|given| &given.table),
+            "revision": self.given.get(name).map(|given| &given.revision),
             "settings": table,
         })
     }
@@ -168,10 +174,15 @@ fn one(desk: &Desk, name: &str) -> Result<Value, Problem> {
 }
 
 pub(super) async fn create(desk: State, Input(new): Input<New>) -> Result<Response, Problem> {
-    let New { name, settings } = new;
+    let New {
+        name,
+        settings,
+        takes_over,
+    } = new;
     let wish = Wish::Create {
         name: name.clone(),
         settings,
+        takes_over,
     };
     let made = desk.changes.ask(wish).await?;
     let body = Json(outcome(&desk, &name, &made)?);
@@ -187,14 +198,34 @@ pub(super) async fn create(desk: State, Input(new): Input<New>) -> Result<Respon
 pub(super) async fn edit(
     desk: State,
     Path(name): Path<String>,
+    headers: HeaderMap,
     Input(Edit { settings }): Input<Edit>,
 ) -> Result<Json<Value>, Problem> {
     let wish = Wish::Edit {
         name: name.clone(),
         settings,
+        expected: expected(&headers)?,
     };
     let made = desk.changes.ask(wish).await?;
     Ok(Json(outcome(&desk, &name, &made)?))
+}
+
+/// The revisions that a change is for (RFC 9110 §13.1.1); `None`: whatever there is.
+fn expected(headers: &HeaderMap) -> Result<Option<Vec<String>>, Problem> {
+    let mut revisions = Vec::new();
+    for value in headers.get_all(header::IF_MATCH) {
+        let wrong = || Problem::input("If-Match: expected a revision in double quotes");
+        for tag in value.to_str().map_err(|_| wrong())?.split(',') {
+            match tag.trim() {
+                "*" => return Ok(None),
+                tag => {
+                    let inner = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+                    revisions.push(inner.ok_or_else(wrong)?.to_owned());
+                }
+            }
+        }
+    }
+    Ok((!revisions.is_empty()).then_some(revisions))
 }
 
 /// The endpoint as it is, and the secrets that were made: this once.

@@ -154,11 +154,24 @@ impl From<Refused> for Problem {
                 "busy",
                 "Other changes are under way; try again.",
             ),
+            Refused::Changed => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "changed",
+                "The endpoint was changed meanwhile; read it again. Nothing was changed now.",
+            ),
             Refused::Conflict(detail) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             Refused::Storage(detail) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage", detail)
             }
             Refused::Unknown => Self::absent("endpoint"),
+            Refused::Waiting(count) => Self::new(
+                StatusCode::CONFLICT,
+                "events_waiting",
+                format!(
+                    "Events of an earlier endpoint of this name wait on disk ({count}) and would be \
+                     delivered to the new one: drop them, or say takes_over."
+                ),
+            ),
             Refused::Wrong(wrong) => Self {
                 wrong,
                 ..Self::new(

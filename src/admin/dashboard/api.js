@@ -4,6 +4,8 @@ export class Problem extends Error {
   constructor(status, document) {
     super(document?.detail ?? `The answer was ${status}.`);
     this.status = status;
+    // A word, such as events_waiting.
+    this.reason = document?.type?.split(":").pop();
     this.errors = document?.errors ?? [];
   }
 }
@@ -11,8 +13,8 @@ export class Problem extends Error {
 let whenSignedOut = () => {};
 export const onSignedOut = (act) => { whenSignedOut = act; };
 
-export async function ask(method, path, body) {
-  const request = { method, credentials: "same-origin", headers: {} };
+export async function ask(method, path, body, headers) {
+  const request = { method, credentials: "same-origin", headers: { ...headers } };
   if (body !== undefined) {
     request.headers["Content-Type"] = "application/json";
     request.body = JSON.stringify(body);

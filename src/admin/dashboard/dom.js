@@ -31,24 +31,36 @@ export function show(element, ...children) {
   if (id && element !== document.activeElement) element.querySelector(`#${CSS.escape(id)}`)?.focus();
 }
 
+// Says something for a while. While a dialog is open all else is out of reach: then it is said there.
 export function notice(text) {
   const line = h("p", { class: "notice" }, text);
+  place();
   document.getElementById("notices").append(line);
   setTimeout(() => line.remove(), 7000);
 }
+
+function place() {
+  const notices = document.getElementById("notices");
+  const over = [...document.querySelectorAll("dialog[open]")].pop() ?? document.body;
+  if (notices.parentNode !== over) over.append(notices);
+}
+
+let dialogs = 0;
 
 // A dialog that goes away when it is closed, and gives the focus back.
 export function dialog(title, ...children) {
   const before = document.activeElement;
   const close = () => box.close();
-  const box = h("dialog", { "aria-labelledby": "dialog-title", close: () => { box.remove(); before?.focus?.(); } },
+  const name = `dialog-${dialogs += 1}`;
+  const box = h("dialog", { "aria-labelledby": name, close: () => { place(); box.remove(); before?.focus?.(); } },
     h("div", { class: "content" },
       h("div", { class: "bar" },
-        h("h2", { id: "dialog-title" }, title),
+        h("h2", { id: name }, title),
         h("button", { type: "button", class: "quiet small", click: close }, "Close")),
       ...children));
   document.body.append(box);
   box.showModal();
+  place();
   return box;
 }
 

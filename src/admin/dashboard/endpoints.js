@@ -103,7 +103,7 @@ async function change(act, refresh) {
 
 async function remove(item, refresh) {
   const text = [`Senders that post to ${item.path} will be answered 404.`];
-  if (item.pending > 0) text.push(`${count(item.pending)} events still wait on disk; they stay there, undelivered.`);
+  if (item.pending > 0) text.push(`${count(item.pending)} events still wait on disk; they stay there, undelivered, until they are dropped or an endpoint of this name takes them over.`);
   if (item.source && !/^(dashboard|manual|by hand)$/i.test(item.source)) {
     text.push(`Its webhook was made by ${item.source}: removing the endpoint may break that integration without a word there.`);
   }
@@ -163,6 +163,14 @@ function edit(item, refresh) {
   mark();
   const box = dialog(item ? `Edit ${item.name}` : "New endpoint", form);
 
+  async function make(body) {
+    try { return await ask("POST", "/endpoints", body); } catch (problem) {
+      if (problem.reason !== "events_waiting") throw problem;
+      const text = ["Events of an earlier endpoint of this name wait on disk. They would be delivered to this one's upstream."];
+      if (await confirm(`Deliver them to the new ${body.name}?`, text, "Take them over")) return ask("POST", "/endpoints", { ...body, takes_over: true });
+      throw problem;
+    }
+  }
   async function save() {
     const of = (name) => form.elements[name].value.trim();
     const settings = { ...table, path: of("path"), upstream: of("upstream"), mode: of("mode"), description: of("description"), source: of("source") };
@@ -178,8 +186,8 @@ function edit(item, refresh) {
     if (of("secret") === "paste") settings.secrets = [...before, { name: fresh, value: form.elements.pasted.value }];
     try {
       const made = item
-        ? await ask("PUT", `/endpoints/${item.name}`, { settings })
-        : await ask("POST", "/endpoints", { name: of("name"), settings });
+        ? await ask("PUT", `/endpoints/${item.name}`, { settings }, { "If-Match": `"${item.revision}"` })
+        : await make({ name: of("name"), settings });
       box.close();
       refresh();
       if (made.generated_secrets.length > 0) secrets(made);

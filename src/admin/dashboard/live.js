@@ -1,13 +1,13 @@
 // Requests as they come; one of them opened.
 
 import { all, get } from "./api.js";
-import { badge, bytes, clock, dialog, h, kind, notice, pretty, seconds, show } from "./dom.js";
+import { badge, bytes, clock, count, dialog, h, kind, notice, pretty, seconds, show } from "./dom.js";
 
 const MOST = 300;
 const COLUMNS = ["Time", "Endpoint", "Outcome", "Event", "Status", "Duration"];
 
 export function open(main) {
-  let rows = [], last = 0, paused = false, held = 0, capture = null, closed = false;
+  let rows = [], paused = false, held = 0, missed = 0, capture = null, closed = false;
   const endpoint = h("select", { id: "of-endpoint", change: draw }, h("option", { value: "" }, "all"));
   const outcome = h("select", { id: "of-outcome", change: draw },
     h("option", { value: "" }, "all"),
@@ -36,10 +36,9 @@ export function open(main) {
     capture = JSON.parse(event.data).capture;
     say();
   });
-  stream.addEventListener("missed", (event) => notice(`${JSON.parse(event.data).count} requests came too fast to be shown.`));
+  stream.addEventListener("missed", (event) => { missed += JSON.parse(event.data).count; say(); });
   stream.addEventListener("request", (event) => {
     const item = JSON.parse(event.data);
-    last = Math.max(last, item.number);
     if (paused) { held += 1; say(); }
     rows.unshift(item);
     if (rows.length > MOST) rows.length = MOST;
@@ -47,9 +46,10 @@ export function open(main) {
   });
   stream.onerror = () => {
     if (closed) return;
-    state.textContent = "The connection broke off; trying again.";
+    const isOver = stream.readyState === EventSource.CLOSED;
+    state.textContent = isOver ? "Nothing more comes: too many watch, or hookward is not there. Open this page again." : "The connection broke off; trying again.";
     // A refused stream does not say why: the API does.
-    if (stream.readyState === EventSource.CLOSED) get("/session").catch((problem) => notice(problem.message));
+    if (isOver) get("/session").catch((problem) => notice(problem.message));
   };
 
   function say() {
@@ -57,7 +57,8 @@ export function open(main) {
     const kept = capture.events > 0
       ? `Capturing is on: headers and bodies of the last ${capture.events} requests are kept in memory, up to ${bytes(capture.bytes)}.`
       : "Capturing is off: outcomes are shown while you watch, without headers and bodies (admin.capture).";
-    state.textContent = paused ? `Paused; ${held} came meanwhile. ${kept}` : kept;
+    const lost = missed > 0 ? ` ${count(missed)} came too fast to be shown.` : "";
+    state.textContent = (paused ? `Paused; ${held} came meanwhile. ${kept}` : kept) + lost;
   }
   function toggle() {
     paused = !paused;

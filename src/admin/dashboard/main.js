@@ -16,7 +16,7 @@ let leave = null;
 
 function page() {
   const name = location.hash.replace(/^#\//, "").split("?")[0];
-  return name in PAGES ? name : "endpoints";
+  return Object.hasOwn(PAGES, name) ? name : "endpoints";
 }
 
 function open(moves) {
