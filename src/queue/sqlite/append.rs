@@ -28,6 +28,13 @@ pub(in crate::queue) fn append(
     account: &Arc<Account>,
     entry: &Entry,
 ) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
+    // Who looks a second time at a request may do it twice at once; without a key nothing else tells.
+    if entry.quarantined.is_some() && is_event(tx, entry)? {
+        return Ok(Ok(Accepted {
+            key_reused: false,
+            outcome: Taking::Duplicate,
+        }));
+    }
     let endpoint = tx.endpoint(account)?;
     let id = tx.new_id();
     let mut key_reused = false;
@@ -117,6 +124,12 @@ pub(in crate::queue) fn append(
         key_reused,
         outcome: Taking::Queued,
     }))
+}
+
+fn is_event(tx: &Tx<'_>, entry: &Entry) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM event WHERE uuid = ?1";
+    let found: Option<i64> = tx.first(sql, [entry.id.as_bytes()], |row| row.get(0))?;
+    Ok(found.is_some())
 }
 
 /// Takes the request that an event was out of the quarantine.
