@@ -74,6 +74,8 @@ const SESSION_METHODS: HeaderValue = HeaderValue::from_static("DELETE,GET,HEAD,P
 
 /// Most connections to the admin listeners at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
+/// Most of them from one address: whoever holds on to connections leaves some to probes.
+const MAX_OF_ONE: usize = MAX_CONNECTIONS / 2;
 /// Largest body of a request to sign in, in bytes: it comes from anybody.
 const SIGN_IN_LIMIT: usize = 4096;
 /// Memory for bodies of requests to the API, in bytes.
@@ -472,6 +474,10 @@ impl Handler for Admin {
             max_connections: MAX_CONNECTIONS,
             ..Limits::default()
         }
+    }
+
+    fn most_of_one(&self) -> Option<usize> {
+        Some(MAX_OF_ONE)
     }
 
     fn learn(&self, news: &Arc<News>) {

@@ -86,6 +86,10 @@ pub trait Handler: 'static {
     fn not_opened(&self, _fault: &OpenFault, _peer: Option<IpAddr>) {}
     /// The bounds for new connections.
     fn limits(&self) -> Limits;
+    /// Most connections of one address, where that has a bound of its own.
+    fn most_of_one(&self) -> Option<usize> {
+        None
+    }
     /// Takes a new configuration.
     fn learn(&self, news: &Self::News);
     /// Looks after idle state, about once a second.
@@ -154,6 +158,8 @@ struct Connections<H> {
     handler: H,
     budget: Arc<Budget>,
     doors: Doors,
+    /// Connections by address, where one address has a bound.
+    of_one: RefCell<HashMap<IpAddr, usize>>,
     /// To be woken when the stage changes.
     wakers: RefCell<HashMap<u64, Waker>>,
     next: Cell<u64>,
@@ -252,7 +258,7 @@ pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<B
         is_plain: true,
     };
     here.clone()
-        .serve(accepted, limits, None, Guard(doors))
+        .serve(accepted, limits, None, (Guard(doors), None))
         .await;
     here.handler.finish().await;
 }
@@ -277,6 +283,7 @@ impl<H: Handler> Connections<H> {
             handler,
             budget,
             doors,
+            of_one: RefCell::default(),
             wakers: RefCell::default(),
             next: Cell::new(0),
             streams: RefCell::default(),
@@ -287,7 +294,13 @@ impl<H: Handler> Connections<H> {
     fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let opening = self.handler.opening();
-        let Some(doors) = self.doors.enter(limits.max_connections) else {
+        let bounded = self.handler.most_of_one().zip(accepted.peer);
+        let has_room = bounded.is_none_or(|(most, peer)| {
+            let open = self.of_one.borrow().get(&peer).copied();
+            open.unwrap_or_default() < most
+        });
+        let doors = has_room.then(|| self.doors.enter(limits.max_connections));
+        let Some(doors) = doors.flatten() else {
             self.handler.refused(Rejection::Overloaded, accepted.peer);
             // Before anything else was agreed upon nothing can be said.
             if opening.is_none() {
@@ -295,7 +308,8 @@ impl<H: Handler> Connections<H> {
             }
             return;
         };
-        tasks.spawn_local(self.serve(accepted, limits, opening, Guard(doors)));
+        let caller = bounded.map(|(_, peer)| Caller::new(self.clone(), peer));
+        tasks.spawn_local(self.serve(accepted, limits, opening, (Guard(doors), caller)));
     }
 
     async fn serve(
@@ -303,7 +317,7 @@ impl<H: Handler> Connections<H> {
         accepted: Accepted,
         limits: Limits,
         opening: Option<Arc<Opening>>,
-        _guard: Guard,
+        _guards: (Guard, Option<Caller<H>>),
     ) {
         let began = Instant::now();
         let place = Place::new(&self);
@@ -439,6 +453,31 @@ struct Guard(Doors);
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.leave();
+    }
+}
+
+/// Keeps a connection counted under its address.
+struct Caller<H> {
+    here: Rc<Connections<H>>,
+    peer: IpAddr,
+}
+
+impl<H> Caller<H> {
+    fn new(here: Rc<Connections<H>>, peer: IpAddr) -> Self {
+        *here.of_one.borrow_mut().entry(peer).or_default() += 1;
+        Self { here, peer }
+    }
+}
+
+impl<H> Drop for Caller<H> {
+    fn drop(&mut self) {
+        let mut of_one = self.here.of_one.borrow_mut();
+        if let Some(open) = of_one.get_mut(&self.peer) {
+            *open -= 1;
+            if *open == 0 {
+                of_one.remove(&self.peer);
+            }
+        }
     }
 }
 
