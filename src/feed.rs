@@ -149,14 +149,18 @@ impl Captured {
 
 /// Whether a header carries what opens something.
 pub fn is_credential(name: &HeaderName) -> bool {
-    const WORDS: [&str; 9] = [
-        "authorization",
+    const WORDS: [&str; 13] = [
+        "auth",
         "cookie",
         "token",
         "secret",
         "password",
         "api-key",
         "apikey",
+        "api_key",
+        "access-key",
+        "jwt",
+        "passwd",
         "session",
         "credential",
     ];
