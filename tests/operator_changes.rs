@@ -176,7 +176,7 @@ fn what_is_counted_of_endpoints_goes_with_them() {
     let daemon = Daemon::relay(&upstream.url(), "").operated().start();
     let operator = daemon.operator();
     let before = daemon.ask("/metrics").text();
-    for name in ["first", "second", "third"] {
+    for name in ["alpha", "beta", "gamma"] {
         let mut table = settings("/shop", &upstream.url());
         table["mode"] = "queue".into();
         assert_eq!(create(&operator, name, &table).0, 201);
@@ -198,7 +198,7 @@ fn what_is_counted_of_endpoints_goes_with_them() {
     eventually("they are gone", || {
         let after = daemon.ask("/metrics").text();
         let series = |text: &str| text.lines().filter(|l| l.contains("endpoint=")).count();
-        series(&after) == series(&before) && !after.contains("second")
+        series(&after) == series(&before) && !after.contains("beta")
     });
 }
 

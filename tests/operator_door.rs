@@ -144,7 +144,8 @@ fn a_browser_signs_in_for_a_cookie_and_out_again() {
     let secure = sign_in(TOKEN, &behind_tls);
     assert!(secure.header("set-cookie").unwrap().ends_with("; Secure"));
     let pair = cookie.split(';').next().unwrap();
-    let with = format!("Cookie: {pair}\r\n");
+    // Another program on this host, at another port, may have set one of that name as well.
+    let with = format!("Cookie: hookward_session=a.b.c; {pair}\r\n");
     let own = format!("{with}Origin: http://{}\r\n", operator.0);
     let show = || operator.send("GET", "/session", &with, &Value::Null).status;
     assert_eq!(show(), 200);
@@ -248,8 +249,11 @@ fn another_token_is_in_force_after_a_reload_and_ends_what_the_old_one_began() {
         operator.send("GET", "/stats", &with, &Value::Null).status,
         200
     );
+    let mut stream = operator.watch();
     std::fs::write(&file, "another-token-of-our-own").unwrap();
     daemon.wait_for_log("configuration reloaded");
+    // Its last chunk.
+    stream.until("\n0\r\n\r\n");
     assert_eq!(
         operator.send("GET", "/stats", &with, &Value::Null).status,
         401
@@ -260,6 +264,33 @@ fn another_token_is_in_force_after_a_reload_and_ends_what_the_old_one_began() {
         operator.send("GET", "/stats", &new, &Value::Null).status,
         200
     );
+}
+
+#[test]
+fn who_takes_every_connection_there_is_for_one_address_leaves_some_to_probes() {
+    let daemon = Daemon::relay(NOBODY, "").start();
+    let held: Vec<_> = (0..128)
+        .map(|_| {
+            let mut idle = Sender::connect(daemon.admin);
+            idle.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(idle.reply().status, 200);
+            idle
+        })
+        .collect();
+    assert_eq!(Sender::connect(daemon.admin).reply().status, 503);
+    let probe = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let other = "127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap();
+    probe.bind(&other.into()).unwrap();
+    probe.connect(&daemon.admin.into()).unwrap();
+    let mut probe = Sender::of(probe.into());
+    probe.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(probe.reply().status, 200);
+    drop(held);
+    support::eventually("there is room again", || {
+        let mut again = Sender::connect(daemon.admin);
+        let ask = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        again.try_write(ask) && again.rest().starts_with(b"HTTP/1.1 200 ")
+    });
 }
 
 #[test]

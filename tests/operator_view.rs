@@ -176,6 +176,26 @@ fn recent_requests_are_listed_in_parts_and_by_what_they_are() {
 }
 
 #[test]
+fn what_is_too_large_to_be_kept_is_told_of_once() {
+    let upstream = Upstream::new(Act::status(200));
+    let setup = Daemon::relay(&upstream.url(), "").operated();
+    let capture = r#"{events=10, bytes=1}"#;
+    let daemon = setup.env("HOOKWARD_ADMIN__CAPTURE", capture).start();
+    let mut stream = daemon.operator().watch();
+    let told = |text: &str| {
+        let counts = text.split("\"count\":").skip(1);
+        let count = |rest: &str| rest.split('}').next().and_then(|n| n.parse::<u64>().ok());
+        counts.filter_map(count).sum::<u64>()
+    };
+    for number in 1..=3 {
+        let key = number.to_string();
+        daemon.sender().send(&event(&key, BODY.as_bytes(), ""));
+        let text = stream.until_holds(|text| told(text) >= number);
+        assert_eq!(told(text), number, "{text}");
+    }
+}
+
+#[test]
 fn a_stream_ends_when_the_process_does() {
     let upstream = Upstream::new(Act::status(200));
     let mut daemon = Daemon::relay(&upstream.url(), "").operated().start();
@@ -345,6 +365,42 @@ fn quarantined_requests_are_explained_and_let_through_when_the_secret_is_mended(
     let (_, said) = operator.ask("POST", "/quarantine/crm/reverify", &Value::Null);
     assert_eq!(said["released"], 1, "{said}");
     assert_eq!(upstream.next_message().value("hookward-event-id"), id);
+}
+
+#[test]
+fn quarantined_requests_are_let_through_once_however_many_ask_for_it() {
+    let upstream = Upstream::new(Act::status(200));
+    let file = "secrets = [{ name = \"main\", file = \"FILE\" }]\n";
+    let setup = Daemon::queue(&upstream.url(), &format!("{file}quarantine = \"1MiB\""));
+    let secret = setup.dir().join("secret");
+    std::fs::write(&secret, "a-secret-mistyped").unwrap();
+    let setup = setup.replace("FILE", &secret.display().to_string());
+    let daemon = setup.operated().start();
+    let operator = daemon.operator();
+    // Without keys: nothing but their ids tells one from another.
+    for number in 0..40 {
+        let body = format!("{{\"type\":\"message.created\",\"n\":{number}}}");
+        let reply = daemon.sender().send(&event("", body.as_bytes(), ""));
+        assert_eq!(reply.status, 401);
+    }
+    let held = || operator.get("/queue/endpoints")["items"][0]["quarantined"].clone();
+    eventually("they are kept", || held() == 40);
+    std::fs::write(&secret, SECRET).unwrap();
+    daemon.wait_for_log("configuration reloaded");
+    let ask = || operator.ask("POST", "/quarantine/crm/reverify", &Value::Null);
+    let released: u64 = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        let said = asked.into_iter().map(|asked| asked.join().unwrap().1);
+        said.map(|said| said["released"].as_u64().unwrap()).sum()
+    });
+    assert_eq!(released, 40);
+    let stats = operator.get("/queue/endpoints")["items"][0].clone();
+    let count = |key: &str| stats[key].as_u64().unwrap();
+    let all: u64 = ["pending", "leased", "delivered", "dead"]
+        .map(count)
+        .iter()
+        .sum();
+    assert_eq!((all, held()), (40, 0.into()), "{stats}");
 }
 
 #[test]

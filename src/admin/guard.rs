@@ -24,6 +24,8 @@ use crate::{endpoint::is_trusted, secret::Secret};
 
 /// The cookie's name. No `__Host-` before it: that works with https alone.
 const COOKIE: &str = "hookward_session";
+/// Cookies of that name that are looked at.
+const COOKIES: usize = 8;
 /// How long a session lasts.
 pub(super) const SESSION: Duration = Duration::from_hours(12);
 /// Sessions that were ended before their time; the oldest are forgotten first.
@@ -203,11 +205,16 @@ impl Guard {
     /// The session that a request's cookie stands for.
     fn session(&self, token: &Secret, headers: &HeaderMap, now: SystemTime) -> Option<Session> {
         let cookies = headers.get_all(header::COOKIE).iter();
-        let mut pairs = cookies
+        let pairs = cookies
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(';'))
             .filter_map(|pair| pair.trim().split_once('='));
-        let (_, value) = pairs.find(|(name, _)| *name == COOKIE)?;
+        // Whoever else serves this host may have set one of that name too: ours is the one that fits.
+        let mut ours = pairs.filter(|(name, _)| *name == COOKIE).take(COOKIES);
+        ours.find_map(|(_, value)| self.session_of(token, value, now))
+    }
+
+    fn session_of(&self, token: &Secret, value: &str, now: SystemTime) -> Option<Session> {
         let mut parts = value.split('.');
         let (nonce, until, tag) = (parts.next()?, parts.next()?, parts.next()?);
         let mut session: Session = ([0; 16], u64::from_str_radix(until, 16).ok()?);

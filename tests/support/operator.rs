@@ -94,10 +94,15 @@ pub(crate) struct Stream {
 impl Stream {
     /// Reads until a text has come; everything so far.
     pub(crate) fn until(&mut self, text: &str) -> &str {
-        while !self.text.contains(text) {
+        self.until_holds(|so_far| so_far.contains(text))
+    }
+
+    /// Reads until this holds of everything so far.
+    pub(crate) fn until_holds(&mut self, holds: impl Fn(&str) -> bool) -> &str {
+        while !holds(&self.text) {
             let mut chunk = [0; 16 * 1024];
             let length = self.tcp.read(&mut chunk).unwrap();
-            assert!(length > 0, "it ended without {text:?}: {}", self.text);
+            assert!(length > 0, "it ended too early: {}", self.text);
             self.text
                 .push_str(&String::from_utf8_lossy(&chunk[..length]));
         }

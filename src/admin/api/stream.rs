@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{body::Body, response::Response};
@@ -14,10 +14,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Frame;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{Desk, State, problem::Problem, requests::summary};
-use crate::feed::{Feed, Watcher};
+use crate::{
+    admin::{News, Settings, guard::SESSION},
+    feed::{Feed, Watcher},
+    server::Orders,
+};
 
 /// Most requests told of at a time; of a flood the rest is counted.
 const BATCH: usize = 100;
@@ -32,9 +37,13 @@ pub(super) async fn stream(desk: State, headers: HeaderMap) -> Result<Response, 
         let detail = "Too many watch already: close a page of the dashboard, or a tail.";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
     })?;
+    let until = match headers.contains_key(header::AUTHORIZATION) {
+        true => None,
+        false => Some(Instant::now() + SESSION),
+    };
     let last = headers.get("last-event-id");
     let last = last.and_then(|id| id.to_str().ok()?.parse().ok());
-    let mut response = Response::new(Body::new(Events::new(&desk, last, place)));
+    let mut response = Response::new(Body::new(Events::new(&desk, last, (until, place))));
     let kind = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
@@ -46,7 +55,24 @@ type Next = Pin<Box<dyn Future<Output = (Option<Bytes>, Where)> + Send>>;
 struct Where {
     feed: Arc<Feed>,
     after: u64,
+    /// What let it in.
+    settings: Arc<Settings>,
+    news: watch::Receiver<Orders<Arc<News>>>,
+    /// When its session ends, if it has one.
+    until: Option<Instant>,
     _watcher: (Watcher, OwnedSemaphorePermit),
+}
+
+impl Where {
+    /// Whether what let it in opens nothing any more: its token was replaced, or its session is over.
+    fn is_locked_out(&self) -> bool {
+        let now = self.news.borrow().news.settings.clone();
+        let is_same = match (&self.settings.token, &now.token) {
+            (Some(then), Some(now)) => bool::from(then.bytes().ct_eq(now.bytes())),
+            (None, _) | (_, None) => false,
+        };
+        !is_same || self.until.is_some_and(|until| Instant::now() >= until)
+    }
 }
 
 /// The body of an answer that goes on for as long as somebody reads it.
@@ -56,7 +82,11 @@ struct Events {
 }
 
 impl Events {
-    fn new(desk: &Desk, after: Option<u64>, place: OwnedSemaphorePermit) -> Self {
+    fn new(
+        desk: &Desk,
+        after: Option<u64>,
+        (until, place): (Option<Instant>, OwnedSemaphorePermit),
+    ) -> Self {
         let feed = desk.shared.feed.clone();
         let watcher = feed.watch();
         let capture = feed.capture();
@@ -66,6 +96,9 @@ impl Events {
         let at = Where {
             after: after.filter(|after| *after <= last).unwrap_or(last),
             feed,
+            settings: desk.known().settings.clone(),
+            news: desk.news.clone(),
+            until,
             _watcher: (watcher, place),
         };
         let hello = format!("retry: 2000\nevent: hello\ndata: {hello}\n\n");
@@ -85,19 +118,29 @@ async fn next(mut at: Where) -> (Option<Bytes>, Where) {
     let part = {
         let part = at.feed.after(at.after, usize::MAX);
         if part.seen.is_empty() && !part.is_last {
-            let waited = tokio::time::timeout(SILENCE, changed.as_mut()).await;
-            if waited.is_err() {
-                return (Some(Bytes::from_static(b": still here\n\n")), at);
+            let waited = tokio::time::timeout(SILENCE, async {
+                tokio::select! {
+                    () = changed.as_mut() => {}
+                    // Whether that was the sender's end is seen below.
+                    _ = at.news.changed() => {}
+                }
+            });
+            if waited.await.is_ok() {
+                tokio::time::sleep(PAUSE).await;
             }
-            tokio::time::sleep(PAUSE).await;
         }
         at.feed.after(at.after, usize::MAX)
     };
-    if part.is_last && part.seen.is_empty() {
+    if at.is_locked_out() || (part.is_last && part.seen.is_empty()) {
         return (None, at);
+    }
+    if part.seen.is_empty() && part.missed == 0 {
+        return (Some(Bytes::from_static(b": still here\n\n")), at);
     }
     let passed_over = part.seen.len().saturating_sub(BATCH);
     let missed = part.missed + u64::try_from(passed_over).unwrap_or(u64::MAX);
+    // Told once, also where nothing is left behind them.
+    at.after = at.after.saturating_add(part.missed);
     let mut text = String::new();
     if missed > 0 {
         text.push_str(&format!("event: missed\ndata: {{\"count\":{missed}}}\n\n"));
