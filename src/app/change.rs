@@ -47,12 +47,12 @@ impl App {
                 Refused::Wrong(vec![Wrong { key, what }])
             })?;
         // On disk first: what has taken effect survives a crash.
-        new.roster.write(&dir).map_err(|error| match error.kind() {
-            io::ErrorKind::FileTooLarge => {
+        new.roster.write(&dir).map_err(|error| {
+            if error.kind() == io::ErrorKind::FileTooLarge {
                 let what = "the tables made at run time would be too large together: shorten one";
-                Refused::Conflict(what.to_owned())
+                return Refused::Conflict(what.to_owned());
             }
-            _ => Refused::Storage(format!("data_dir: the change was not put on disk: {error}")),
+            Refused::Storage(format!("data_dir: the change was not put on disk: {error}"))
         })?;
         self.install(new, live);
         tracing::info!(endpoint = name, what, "endpoint changed by an operator");

@@ -29,7 +29,7 @@ function cards(stats) {
   const pending = hour.pending.at(-1) ?? 0, dead = hour.dead.at(-1) ?? 0;
   const duplicates = stats.requests.duplicate ?? 0;
   return [
-    card("Requests", `${now < 10 ? now.toFixed(1) : Math.round(now)} /s`, `${count(all)} since the start; the last ${since} below`,
+    card("Requests", `${now < 10 ? now.toFixed(1) : Math.round(now)} /s`, `${count(all)} at these endpoints since the start; the last ${since} below`,
       lines(`Requests a second over the last ${since}, at most ${Math.max(0, ...rates).toFixed(1)}`, rates)),
     card("Latency", seconds(stats.latency.p95_seconds), `95 % within; half within ${seconds(stats.latency.p50_seconds)}, 99 % within ${seconds(stats.latency.p99_seconds)}`,
       lines(`Time within which 95 % of requests were answered, over the last ${since}`, hour.p95_seconds)),
