@@ -1,7 +1,9 @@
+use http::HeaderValue;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::secret::Secret;
 
 const KEY: &[u8] = b"a-secret-of-thirty-two-bytes-ab!";
 
