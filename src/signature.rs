@@ -320,9 +320,20 @@ impl Scheme {
 
     /// A tag from its written form; exactly the MAC's length or nothing.
     fn decode_tag<'t>(&self, text: &str, tag: &'t mut [u8; 64]) -> Option<&'t [u8]> {
-        let prefix = self.spec.signature_prefix.as_deref().unwrap_or_default();
-        let text = text.strip_prefix(prefix).unwrap_or(text);
         let tag = tag.get_mut(..self.spec.algorithm.tag_len())?;
+        let prefix = self.spec.signature_prefix.as_deref().unwrap_or_default();
+        let bare = text.strip_prefix(prefix).unwrap_or(text);
+        // What looks like the prefix may be the tag's own beginning.
+        let decoded = self.decode_bare(bare, tag);
+        if decoded.is_none() && bare.len() < text.len() {
+            self.decode_bare(text, tag)?;
+        } else {
+            decoded?;
+        }
+        Some(tag)
+    }
+
+    fn decode_bare(&self, text: &str, tag: &mut [u8]) -> Option<()> {
         let is_hex = text.len() == tag.len() * 2;
         match self.spec.encoding {
             Encoding::Hex => hex::decode_to_slice(text, tag).ok()?,
@@ -333,7 +344,7 @@ impl Scheme {
             }
             Encoding::Auto => base64_to(text, tag)?,
         }
-        Some(tag)
+        Some(())
     }
 
     fn check_age(
