@@ -19,15 +19,17 @@ const MOST: usize = 4096;
 
 /// What a preamble tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) client: Client,
+pub struct Told {
+    /// For whom the connection is made.
+    pub client: Client,
     /// The proxy itself took TLS off.
-    pub(super) is_secure: bool,
+    pub is_secure: bool,
 }
 
 /// Who is behind a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Client {
+pub enum Client {
+    /// Somebody at this address.
     Ip(IpAddr),
     /// Somebody on the proxy's machine, by a socket in its file system.
     Local,
@@ -37,15 +39,15 @@ pub(super) enum Client {
 
 /// What came is no preamble, or broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoPreamble;
+pub struct NoPreamble;
 
 /// The first byte of what may be a preamble.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct First(u8);
+pub struct First(u8);
 
 /// Waits for the first byte; `None` where the other side went away without one, as those do who
 /// only look whether somebody listens.
-pub(super) async fn first(stream: &mut (impl AsyncRead + Unpin)) -> Option<First> {
+pub async fn first(stream: &mut (impl AsyncRead + Unpin)) -> Option<First> {
     stream.read_u8().await.ok().map(First)
 }
 
@@ -59,7 +61,7 @@ impl From<io::Error> for NoPreamble {
 ///
 /// # Errors
 /// [`NoPreamble`]; how much was read is then of no interest.
-pub(super) async fn read(
+pub async fn read(
     First(first): First,
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Told, NoPreamble> {
