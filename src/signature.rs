@@ -5,6 +5,9 @@
 //! only its `finish` makes an [`Authentic`]. Every secret is tried against every signature that was
 //! sent, in constant time, whatever the others say. No clock, no logging, no status: `now` comes
 //! in, a [`VerifyError`] goes out.
+//!
+//! What a scheme is made of is `spec`'s, how its texts are read `template`'s, how a tag is written
+//! `written`'s, signing as a sender does `sign`'s; here is what a request's headers say.
 
 pub mod explain;
 mod presets;
@@ -12,16 +15,14 @@ mod sign;
 mod spec;
 mod template;
 mod verification;
+mod written;
 
 use std::time::{Duration, SystemTime};
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use http::{HeaderMap, HeaderName};
 use zeroize::Zeroizing;
 
+pub(crate) use self::written::LENIENT_BASE64;
 pub use self::{
     sign::ToSign,
     spec::{Algorithm, Encoding, SchemeSpec, SpecError, TimestampUnit},
@@ -32,11 +33,6 @@ use self::{
     verification::Tags,
 };
 
-/// Base64 (RFC 4648 §4) with or without padding, and without stray bits.
-pub(crate) const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 /// Most signatures read from one request.
 const SIGNATURES_LIMIT: usize = 16;
 /// Most digits in a timestamp.
@@ -318,35 +314,6 @@ impl Scheme {
         Ok((tags, timestamp))
     }
 
-    /// A tag from its written form; exactly the MAC's length or nothing.
-    fn decode_tag<'t>(&self, text: &str, tag: &'t mut [u8; 64]) -> Option<&'t [u8]> {
-        let tag = tag.get_mut(..self.spec.algorithm.tag_len())?;
-        let prefix = self.spec.signature_prefix.as_deref().unwrap_or_default();
-        let bare = text.strip_prefix(prefix).unwrap_or(text);
-        // What looks like the prefix may be the tag's own beginning.
-        let decoded = self.decode_bare(bare, tag);
-        if decoded.is_none() && bare.len() < text.len() {
-            self.decode_bare(text, tag)?;
-        } else {
-            decoded?;
-        }
-        Some(tag)
-    }
-
-    fn decode_bare(&self, text: &str, tag: &mut [u8]) -> Option<()> {
-        let is_hex = text.len() == tag.len() * 2;
-        match self.spec.encoding {
-            Encoding::Hex => hex::decode_to_slice(text, tag).ok()?,
-            Encoding::Auto if is_hex => hex::decode_to_slice(text, tag).ok()?,
-            Encoding::Base64 => base64_to(text, tag)?,
-            Encoding::Auto if text.contains(['-', '_']) => {
-                base64_to(&text.replace('-', "+").replace('_', "/"), tag)?;
-            }
-            Encoding::Auto => base64_to(text, tag)?,
-        }
-        Some(())
-    }
-
     fn check_age(
         &self,
         number: u64,
@@ -390,16 +357,6 @@ fn timestamp_number(text: &str) -> Option<u64> {
     let is_plain =
         (1..=TIMESTAMP_DIGITS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|_| is_plain)
-}
-
-fn base64_to(text: &str, tag: &mut [u8]) -> Option<()> {
-    // The engine wants room for what the text's length allows; a tag has exactly its own.
-    let mut room = [0; 96];
-    if text.len() > 88 {
-        return None;
-    }
-    let length = LENIENT_BASE64.decode_slice(text, &mut room).ok()?;
-    (length == tag.len()).then(|| tag.copy_from_slice(room.get(..length).unwrap_or_default()))
 }
 
 fn since_epoch(moment: SystemTime) -> Duration {

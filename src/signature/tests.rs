@@ -1,3 +1,4 @@
+use base64::Engine as _;
 use http::HeaderValue;
 use proptest::prelude::*;
 use serde_json::Value;
