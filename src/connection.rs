@@ -10,7 +10,7 @@ mod frames;
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub(crate) mod opening;
-mod preamble;
+pub mod preamble;
 mod wire;
 
 use std::{

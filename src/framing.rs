@@ -7,22 +7,26 @@
 //! passes is read by the library in the same way. [`Chunks`] undoes the chunked coding of an
 //! upstream's answer under the same rules, and [`has_plain_lines`] looks at its head. It is pure, and
 //! owns no deadline.
+//!
+//! What the lines of a head say is `head`'s, what those of a chunked body say `chunks`'; here is how a
+//! connection goes from one to the next.
 
 mod chunks;
+mod head;
 
-use std::ops::Range;
-
-pub use self::chunks::{Chunks, Piece};
-use self::chunks::{chunk_size, is_field};
+pub(crate) use self::head::place_of;
+pub use self::{
+    chunks::{Chunks, Piece},
+    head::has_plain_lines,
+};
+use self::{
+    chunks::{chunk_size, is_field},
+    head::Head,
+};
 
 /// Longest line of framing, its CR included, in bytes; a longer head line is no framing, and a longer
 /// chunk line is refused.
 const LINE_LIMIT: usize = 256;
-/// Bytes of a long request line that are kept until its end is here: they hold what it ends with.
-const TAIL: usize = 16;
-const CONTENT_LENGTH: &[u8] = b"content-length";
-const CODING: &[u8] = b"transfer-encoding";
-const EXPECT: &[u8] = b"expect";
 /// Most bytes in a trailer section.
 const TRAILERS_LIMIT: usize = 8 * 1024;
 
@@ -60,16 +64,7 @@ pub struct Framing {
     at: At,
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
-    /// What the header lines so far say about the body.
-    length: Option<u64>,
-    chunked: bool,
-    first_line: bool,
-    /// Spaces in the request line so far.
-    spaces: usize,
-    /// The head began in the bytes at hand, and nothing in it asks for more than they hold.
-    is_in_hand: bool,
-    /// Where in the bytes at hand the digits of `Content-Length` stand.
-    digits: Range<usize>,
+    head: Head,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +95,7 @@ impl Framing {
         Self {
             at: At::Between,
             line: Vec::new(),
-            length: None,
-            chunked: false,
-            first_line: true,
-            spaces: 0,
-            is_in_hand: false,
-            digits: 0..0,
+            head: Head::default(),
         }
     }
 
@@ -131,14 +121,14 @@ impl Framing {
     /// [`Ambiguous`] at the first byte of a line that is not to be trusted; nothing after it may
     /// reach the HTTP library.
     pub fn push(&mut self, bytes: &mut [u8]) -> Result<Pushed, Ambiguous> {
-        self.is_in_hand = false;
+        self.head.is_in_hand = false;
         let mut taken = 0;
         while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
             let was_between = self.at == At::Between;
             let left = self.step(rest, taken).ok_or(Ambiguous { after: taken })?;
             taken = bytes.len() - left.len();
-            if let (At::Sized(length), true) = (self.at, self.is_in_hand) {
-                if let Some(digits) = bytes.get_mut(self.digits.clone()) {
+            if let (At::Sized(length), true) = (self.at, self.head.is_in_hand) {
+                if let Some(digits) = bytes.get_mut(self.head.digits.clone()) {
                     digits.fill(b'0');
                 }
                 self.at = At::Between;
@@ -170,9 +160,7 @@ impl Framing {
                 if first == b'\n' { rest.get(1..) } else { None }
             }
             At::Between => {
-                (self.length, self.chunked) = (None, false);
-                (self.first_line, self.spaces) = (true, 0);
-                self.is_in_hand = true;
+                self.head.begin();
                 self.at = At::Head;
                 Some(rest)
             }
@@ -180,11 +168,11 @@ impl Framing {
                 Some(end) => {
                     let (line, next) = (rest.get(..end)?, rest.get(end + 1..)?);
                     if self.line.is_empty() {
-                        self.head_line(line, start)?;
+                        self.at = self.head.line(line, start)?;
                     } else {
                         let mut whole = std::mem::take(&mut self.line);
                         whole.extend_from_slice(line);
-                        self.head_line(&whole, start)?;
+                        self.at = self.head.line(&whole, start)?;
                         whole.clear();
                         self.line = whole;
                     }
@@ -195,7 +183,7 @@ impl Framing {
                     self.at = At::HeadRest {
                         last: *rest.last()?,
                     };
-                    self.long_line()?;
+                    self.head.long_line(&mut self.line)?;
                     Some(&[])
                 }
                 None => {
@@ -263,89 +251,20 @@ impl Framing {
         let end = memchr::memchr(b'\n', rest);
         let part = rest.get(..end.unwrap_or(rest.len()))?;
         let last = part.last().copied().unwrap_or(last);
-        if self.first_line {
+        if self.head.is_first_line {
             self.line.extend_from_slice(part);
         }
         let Some(end) = end else {
             self.at = At::HeadRest { last };
-            self.long_line()?;
+            self.head.long_line(&mut self.line)?;
             return Some(&[]);
         };
         self.at = At::Head;
-        if self.first_line {
+        if self.head.is_first_line {
             let tail = std::mem::take(&mut self.line);
-            self.head_line(&tail, start)?;
+            self.at = self.head.line(&tail, start)?;
         }
         rest.get(end + 1..).filter(|_| last == b'\r')
-    }
-
-    /// One line of the head, without its LF, which began at `start`.
-    fn head_line(&mut self, line: &[u8], start: usize) -> Option<()> {
-        let line = line.strip_suffix(b"\r")?;
-        if line.is_empty() {
-            self.at = match (self.chunked, self.length) {
-                (true, Some(_)) => return None,
-                (true, None) => At::ChunkLine,
-                (false, None | Some(0)) => At::Between,
-                (false, Some(length)) => At::Sized(length),
-            };
-            return Some(());
-        }
-        if std::mem::take(&mut self.first_line) {
-            self.request_line(line)?;
-            let is_ours = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
-            return is_ours.then_some(());
-        }
-        self.header_line(line, line.len() + 1)?;
-        if let Some(value) = value_of(line, CONTENT_LENGTH) {
-            let digits = std::str::from_utf8(value).ok()?;
-            let is_plain = (1..=19).contains(&digits.len())
-                && digits.bytes().all(|b| b.is_ascii_digit())
-                && self.length.is_none();
-            self.length = Some(digits.parse().ok().filter(|_| is_plain)?);
-            let place = place_of(line, value)?;
-            self.digits = start + place.start..start + place.end;
-        } else if let Some(value) = value_of(line, CODING) {
-            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                return None;
-            }
-            self.chunked = true;
-        } else if value_of(line, EXPECT).is_some() {
-            self.is_in_hand = false;
-        }
-        Some(())
-    }
-
-    /// What can be said of a head line whose end is not here, and that is too long to be framing. Of a
-    /// request line the last bytes are kept, of others nothing.
-    fn long_line(&mut self) -> Option<()> {
-        let mut line = std::mem::take(&mut self.line);
-        if self.first_line {
-            let settled = line.len().saturating_sub(TAIL);
-            self.request_line(line.get(..settled)?)?;
-            line.drain(..settled);
-        } else {
-            self.header_line(&line, line.len())?;
-            line.clear();
-        }
-        self.line = line;
-        Some(())
-    }
-
-    /// A part of a request line: plain ASCII, no fragment, and two spaces in all of it.
-    fn request_line(&mut self, part: &[u8]) -> Option<()> {
-        self.spaces += memchr::memchr_iter(b' ', part).count();
-        let is_plain = |b: &u8| b.is_ascii_graphic() && *b != b'#' || *b == b' ';
-        (self.spaces <= 2 && part.iter().all(is_plain)).then_some(())
-    }
-
-    /// A header line, or its beginning, of which so many bytes are here: not folded, and not padded
-    /// beyond reason if it is framing.
-    fn header_line(&self, line: &[u8], length: usize) -> Option<()> {
-        let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
-        let is_padded = length > LINE_LIMIT
-            && (value_of(line, CONTENT_LENGTH).is_some() || value_of(line, CODING).is_some());
-        (!is_folded && !is_padded).then_some(())
     }
 
     /// A line of chunked framing, without its CRLF; `None` inside while its end is on the way.
@@ -375,31 +294,6 @@ impl Framing {
 fn skip(rest: &[u8], left: u64) -> Option<(&[u8], u64)> {
     let here = u64::try_from(rest.len()).ok()?.min(left);
     Some((rest.get(usize::try_from(here).ok()?..)?, left - here))
-}
-
-/// Where `part` lies in `whole`, of which it is a slice.
-pub(crate) fn place_of(whole: &[u8], part: &[u8]) -> Option<Range<usize>> {
-    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
-    (start + part.len() <= whole.len()).then(|| start..start + part.len())
-}
-
-/// The value of the header line with this lower-case name, spaces around it trimmed.
-fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let (head, tail) = line.split_at_checked(name.len())?;
-    let value = tail
-        .strip_prefix(b":")
-        .filter(|_| head.eq_ignore_ascii_case(name))?;
-    Some(value.trim_ascii())
-}
-
-/// Whether these lines, the first of which is not empty, end with CRLF each and hold no other CR or
-/// LF. What else is in a line is its parser's.
-pub fn has_plain_lines(head: &[u8]) -> bool {
-    let is_paired = |at: usize| match head.get(at) {
-        Some(b'\r') => head.get(at + 1) == Some(&b'\n'),
-        _ => at > 0 && head.get(at - 1) == Some(&b'\r'),
-    };
-    !head.starts_with(b"\r") && memchr::memchr2_iter(b'\r', b'\n', head).all(is_paired)
 }
 
 #[cfg(test)]

@@ -243,23 +243,43 @@ pub async fn run<H: Handler>(
     }
 }
 
-/// Serves one connection of the process with itself, until it ends.
-pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<Budget>) {
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, from its preface on.
+    Http2,
+}
+
+/// Serves one connection of the process with itself, until it and all that came by it have ended.
+pub async fn serve_one<H: Handler>(
+    handler: H,
+    socket: UnixStream,
+    budget: Arc<Budget>,
+    protocol: Protocol,
+) {
     // Counted nowhere: it is no sender's.
     let uncounted = IntGauge::new("own_connections", "not shown").ok();
     let Some(doors) = uncounted.and_then(|gauge| Doors::new(gauge, 1).enter(1)) else {
         return;
     };
     let limits = handler.limits();
-    let here = Rc::new(Connections::new(handler, budget, doors.clone()));
-    let accepted = Accepted {
-        stream: Stream::Unix(socket),
-        peer: None,
-        is_plain: true,
-    };
-    here.clone()
-        .serve(accepted, limits, None, (Guard(doors), None))
-        .await;
+    let _guard = Guard(doors.clone());
+    let here = Rc::new(Connections::new(handler, budget.clone(), doors.clone()));
+    let (place, began) = (Place::new(&here), Instant::now());
+    let (stream, peer) = (Stream::Unix(socket), Peer::new(None, false));
+    match protocol {
+        Protocol::Http1 => {
+            let line = Line::new(stream, peer, &limits, budget, began);
+            here.serve_http1(line, &limits, &place).await;
+        }
+        Protocol::Http2 => {
+            let carrier = Carrier::new(stream, peer, &limits, began);
+            Box::pin(here.clone().serve_http2(carrier, &place)).await;
+        }
+    }
+    here.end_streams().await;
     here.handler.finish().await;
 }
 

@@ -5,124 +5,38 @@
 //! only its `finish` makes an [`Authentic`]. Every secret is tried against every signature that was
 //! sent, in constant time, whatever the others say. No clock, no logging, no status: `now` comes
 //! in, a [`VerifyError`] goes out.
+//!
+//! What a scheme is made of is `spec`'s, how its texts are read `template`'s, how a tag is written
+//! `written`'s, signing as a sender does `sign`'s; here is what a request's headers say.
 
 pub mod explain;
 mod presets;
+mod sign;
+mod spec;
 mod template;
 mod verification;
+mod written;
 
 use std::time::{Duration, SystemTime};
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use zeroize::Zeroizing;
 
-pub use self::verification::{Authentic, NoSecret, Secrets, Verification};
+pub(crate) use self::written::LENIENT_BASE64;
+pub use self::{
+    sign::ToSign,
+    spec::{Algorithm, Encoding, SchemeSpec, SpecError, TimestampUnit},
+    verification::{Authentic, NoSecret, Secrets, Verification},
+};
 use self::{
     template::{Content, Format, Piece},
     verification::Tags,
 };
-use crate::secret::{Secret, SecretEncoding};
 
-/// Base64 (RFC 4648 §4) with or without padding, and without stray bits.
-pub(crate) const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 /// Most signatures read from one request.
 const SIGNATURES_LIMIT: usize = 16;
 /// Most digits in a timestamp.
 const TIMESTAMP_DIGITS: usize = 16;
-
-/// The MAC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Algorithm {
-    /// HMAC (RFC 2104) with SHA-1: 20 bytes. For senders that have nothing better.
-    HmacSha1,
-    /// HMAC with SHA-256: 32 bytes.
-    HmacSha256,
-    /// HMAC with SHA-512: 64 bytes.
-    HmacSha512,
-}
-
-impl Algorithm {
-    /// Bytes in a tag.
-    pub fn tag_len(self) -> usize {
-        match self {
-            Self::HmacSha1 => 20,
-            Self::HmacSha256 => 32,
-            Self::HmacSha512 => 64,
-        }
-    }
-}
-
-/// How a tag is written in a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// Hexadecimal, base64 or base64url, told apart by length.
-    Auto,
-    /// Base64 (RFC 4648 §4), padding optional.
-    Base64,
-    /// Hexadecimal in either case.
-    Hex,
-}
-
-/// What a timestamp counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimestampUnit {
-    /// Milliseconds since 1970.
-    Ms,
-    /// Seconds since 1970.
-    S,
-}
-
-/// A scheme, spelled out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SchemeSpec {
-    /// The header that carries the signature; exactly one of these may be sent.
-    pub header: Vec<String>,
-    /// How to read it: one `{signature}`, several between spaces as `v1,{signature}`, or
-    /// comma-separated pairs with `{timestamp}` in one.
-    pub format: String,
-    /// The MAC.
-    pub algorithm: Algorithm,
-    /// How the tag is written.
-    pub encoding: Encoding,
-    /// What is signed: `{body}` once, and `{timestamp}`, `{id}`, `{method}`, `{url}`.
-    pub content: String,
-    /// Where the timestamp stands if not in the signature's header.
-    pub timestamp_header: Option<String>,
-    /// What it counts.
-    pub timestamp_unit: TimestampUnit,
-    /// How far a signed timestamp may be from now.
-    pub tolerance: Option<Duration>,
-    /// The header that carries the idempotency key, `{id}` in the content.
-    pub key_header: Option<String>,
-    /// Or the JSON pointer to it in the body.
-    pub key_pointer: Option<String>,
-    /// The JSON pointer to the event's type.
-    pub event_type_pointer: Option<String>,
-    /// Or the header that carries it.
-    pub event_type_header: Option<String>,
-    /// Taken off a signature if it is there.
-    pub signature_prefix: Option<String>,
-    /// How secrets are written, unless the configuration says otherwise.
-    pub secret_encoding: SecretEncoding,
-    /// Taken off a secret if it is there.
-    pub secret_prefix: Option<String>,
-}
-
-/// What is wrong with a spelled-out scheme.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpecError {
-    /// The key.
-    pub field: &'static str,
-    /// What would be right.
-    pub expected: &'static str,
-}
 
 /// Why a signature was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,23 +74,6 @@ pub struct SignedRequest<'r> {
     pub method: &'r str,
     /// The target: path and query.
     pub url: &'r str,
-}
-
-/// What a sender signs.
-#[derive(Clone, Copy, Debug)]
-pub struct ToSign<'r> {
-    /// The idempotency key.
-    pub id: &'r str,
-    /// When.
-    pub timestamp: SystemTime,
-    /// The method.
-    pub method: &'r str,
-    /// The target: path and query.
-    pub url: &'r str,
-    /// The body.
-    pub body: &'r [u8],
-    /// The event's type, where the scheme carries it in a header.
-    pub event_type: Option<&'r str>,
 }
 
 /// A scheme, ready for use.
@@ -330,13 +227,6 @@ impl Scheme {
             .decode(text.strip_prefix(prefix.as_bytes()).unwrap_or(text))
     }
 
-    /// Key bytes, as the sender writes a secret.
-    pub fn encode_secret(&self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
-        let prefix = self.spec.secret_prefix.as_deref().unwrap_or_default();
-        let written = self.spec.secret_encoding.encode(bytes);
-        Zeroizing::new([prefix.as_bytes(), &written].concat())
-    }
-
     /// Reads the headers and prepares to hash the body.
     ///
     /// # Errors
@@ -424,24 +314,6 @@ impl Scheme {
         Ok((tags, timestamp))
     }
 
-    /// A tag from its written form; exactly the MAC's length or nothing.
-    fn decode_tag<'t>(&self, text: &str, tag: &'t mut [u8; 64]) -> Option<&'t [u8]> {
-        let prefix = self.spec.signature_prefix.as_deref().unwrap_or_default();
-        let text = text.strip_prefix(prefix).unwrap_or(text);
-        let tag = tag.get_mut(..self.spec.algorithm.tag_len())?;
-        let is_hex = text.len() == tag.len() * 2;
-        match self.spec.encoding {
-            Encoding::Hex => hex::decode_to_slice(text, tag).ok()?,
-            Encoding::Auto if is_hex => hex::decode_to_slice(text, tag).ok()?,
-            Encoding::Base64 => base64_to(text, tag)?,
-            Encoding::Auto if text.contains(['-', '_']) => {
-                base64_to(&text.replace('-', "+").replace('_', "/"), tag)?;
-            }
-            Encoding::Auto => base64_to(text, tag)?,
-        }
-        Some(tag)
-    }
-
     fn check_age(
         &self,
         number: u64,
@@ -461,55 +333,6 @@ impl Scheme {
         } else {
             Ok(())
         }
-    }
-
-    /// Signs as the sender does: the headers to send along, signature first.
-    pub fn sign(&self, secret: &Secret, request: &ToSign<'_>) -> Vec<(HeaderName, HeaderValue)> {
-        let since = since_epoch(request.timestamp);
-        let timestamp = match self.spec.timestamp_unit {
-            TimestampUnit::Ms => since.as_millis().to_string(),
-            TimestampUnit::S => since.as_secs().to_string(),
-        };
-        let resolve = |piece: Piece| match piece {
-            Piece::Body => "",
-            Piece::Id => request.id,
-            Piece::Method => request.method,
-            Piece::Timestamp => timestamp.as_str(),
-            Piece::Url => request.url,
-        };
-        let mut content: Vec<u8> = self
-            .content
-            .before()
-            .iter()
-            .flat_map(|p| p.resolve(resolve).bytes())
-            .collect();
-        content.extend_from_slice(request.body);
-        content.extend(
-            self.content
-                .after()
-                .iter()
-                .flat_map(|p| p.resolve(resolve).bytes()),
-        );
-        let tag = verification::tag(self.spec.algorithm, secret, &content);
-        let written = match self.spec.encoding {
-            Encoding::Auto | Encoding::Hex => hex::encode(tag),
-            Encoding::Base64 => base64::engine::general_purpose::STANDARD.encode(tag),
-        };
-        let value = self.format.write(&written, &timestamp);
-        let fields = [
-            (self.signature.first(), value.as_str()),
-            (self.timestamp_header.as_ref(), &timestamp),
-            (self.key_header.as_ref(), request.id),
-            (
-                self.event_type_header.as_ref(),
-                request.event_type.unwrap_or_default(),
-            ),
-        ];
-        fields
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .filter_map(|(name, value)| Some((name?.clone(), HeaderValue::from_str(value).ok()?)))
-            .collect()
     }
 }
 
@@ -534,16 +357,6 @@ fn timestamp_number(text: &str) -> Option<u64> {
     let is_plain =
         (1..=TIMESTAMP_DIGITS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|_| is_plain)
-}
-
-fn base64_to(text: &str, tag: &mut [u8]) -> Option<()> {
-    // The engine wants room for what the text's length allows; a tag has exactly its own.
-    let mut room = [0; 96];
-    if text.len() > 88 {
-        return None;
-    }
-    let length = LENIENT_BASE64.decode_slice(text, &mut room).ok()?;
-    (length == tag.len()).then(|| tag.copy_from_slice(room.get(..length).unwrap_or_default()))
 }
 
 fn since_epoch(moment: SystemTime) -> Duration {

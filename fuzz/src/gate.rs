@@ -14,7 +14,7 @@ use hookward::{
     gate::{Gate, Live, Refusals, Shared},
     log::Sampler,
     metrics::Metrics,
-    server::{self, Doors, Orders, Socket, Stage},
+    server::{self, Doors, Orders, Protocol, Socket, Stage},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -30,17 +30,21 @@ const HANG: Duration = Duration::from_secs(20);
 /// Turns of the loop in which what was sent is read.
 const TURNS: usize = 3;
 
+/// What an application got: bodies, or what was wrong with a message.
+type Heard = Rc<RefCell<Vec<Result<Vec<u8>, String>>>>;
+
 /// The gate, and what its application got.
 pub struct Running {
     runtime: LocalRuntime,
+    gate: Rc<Gate>,
     public: std::path::PathBuf,
-    heard: Rc<RefCell<Vec<Result<Vec<u8>, String>>>>,
+    heard: Heard,
     _orders: watch::Sender<Orders<Arc<Live>>>,
 }
 
-impl Running {
+impl Default for Running {
     /// Starts it; one is enough for a process.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())
@@ -78,11 +82,13 @@ impl Running {
             None,
         );
         let live = Arc::new(live.expect("an upstream without certificates"));
-        let heard = Rc::new(RefCell::new(Vec::new()));
+        let heard = Heard::default();
         let (orders, seen) = watch::channel(Orders {
             stage: Stage::Open,
             news: live.clone(),
         });
+        let gate = Gate::new(shared.clone(), live);
+        let serving = gate.clone();
         runtime.block_on(async {
             let application = UnixListener::bind(&upstream).expect("a socket");
             tokio::task::spawn_local(serve(application, heard.clone()));
@@ -94,44 +100,76 @@ impl Running {
                 shared.budget.clone(),
                 Doors::new(shared.metrics.connections.clone(), 64),
             );
-            let gate = Gate::new(shared.clone(), live);
             tokio::task::spawn_local(async move {
                 let sockets = vec![Socket::Unix(socket)];
-                server::run(gate, sockets, budget, doors, seen, || {}).await
+                server::run(serving, sockets, budget, doors, seen, || {}).await
             });
         });
         Self {
             runtime,
+            gate,
             public,
             heard,
             _orders: orders,
         }
     }
+}
 
+impl Running {
     /// Sends these pieces on a connection of their own, and nothing more; what the application got.
     pub fn send(&self, pieces: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
-        let whole = async {
-            let mut sender = UnixStream::connect(&self.public).await.expect("the gate");
-            for piece in pieces {
-                if sender.write_all(piece).await.is_err() {
-                    break;
-                }
-                for _ in 0..TURNS {
-                    tokio::task::yield_now().await;
-                }
-            }
-            let _ = sender.shutdown().await;
-            let mut answers = Vec::new();
-            let _ = sender.read_to_end(&mut answers).await;
-            answers
-        };
-        let answers = self
-            .runtime
-            .block_on(async { tokio::time::timeout(HANG, whole).await });
-        let answers = answers.expect("a connection whose sender has closed is closed");
+        let answers = self.wait(async {
+            let sender = UnixStream::connect(&self.public).await.expect("the gate");
+            exchange(sender, pieces).await
+        });
         assert_answers(&answers);
         self.heard.take()
     }
+
+    /// The same by HTTP/2.
+    pub fn send_http2(&self, pieces: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        let answers = self.wait(async {
+            let (sender, socket) = UnixStream::pair().expect("two sockets");
+            let budget = Budget::new(1 << 20);
+            let serve = server::serve_one(self.gate.clone(), socket, budget, Protocol::Http2);
+            tokio::join!(exchange(sender, pieces), serve).0
+        });
+        assert_frames(&answers);
+        self.heard.take()
+    }
+
+    fn wait<T>(&self, whole: impl Future<Output = T>) -> T {
+        let whole = async { tokio::time::timeout(HANG, whole).await };
+        let done = self.runtime.block_on(whole);
+        done.expect("a connection whose sender has closed is closed")
+    }
+}
+
+/// Sends these pieces and nothing more; what comes back.
+async fn exchange(mut sender: UnixStream, pieces: &[&[u8]]) -> Vec<u8> {
+    for piece in pieces {
+        if sender.write_all(piece).await.is_err() {
+            break;
+        }
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+        }
+    }
+    let _ = sender.shutdown().await;
+    let mut answers = Vec::new();
+    let _ = sender.read_to_end(&mut answers).await;
+    answers
+}
+
+/// Whatever the sender hears by HTTP/2 is whole frames no longer than it has to take (RFC 9113 §4.2).
+fn assert_frames(mut bytes: &[u8]) {
+    while let [high, middle, low, rest @ ..] = bytes {
+        let length = u32::from_be_bytes([0, *high, *middle, *low]);
+        assert!(length <= 16_384, "a frame of {length} bytes");
+        let end = 6 + usize::try_from(length).expect("it is small");
+        bytes = rest.get(end..).expect("half a frame");
+    }
+    assert!(bytes.is_empty(), "half a frame");
 }
 
 /// Whatever the sender hears is answers of ours from end to end.
@@ -156,13 +194,13 @@ fn assert_answers(mut bytes: &[u8]) {
     }
 }
 
-async fn serve(application: UnixListener, heard: Rc<RefCell<Vec<Result<Vec<u8>, String>>>>) {
+async fn serve(application: UnixListener, heard: Heard) {
     while let Ok((stream, _)) = application.accept().await {
         tokio::task::spawn_local(record(stream, heard.clone()));
     }
 }
 
-async fn record(mut stream: UnixStream, heard: Rc<RefCell<Vec<Result<Vec<u8>, String>>>>) {
+async fn record(mut stream: UnixStream, heard: Heard) {
     let mut buffer = Vec::new();
     loop {
         match message(&buffer, tag) {

@@ -2,6 +2,7 @@
 //! HTTP/1.1 that know no leniency.
 
 pub mod answer;
+pub mod frames;
 pub mod gate;
 #[path = "../../tests/support/message.rs"]
 mod message;

@@ -22,7 +22,7 @@ pub fn signed(mut data: &[u8]) -> Signed<'_> {
     Signed { cuts, body, bytes }
 }
 
-fn replace(bytes: &[u8], mark: &[u8], with: &[u8]) -> Vec<u8> {
+pub(crate) fn replace(bytes: &[u8], mark: &[u8], with: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some(at) = rest.windows(mark.len()).position(|window| window == mark) {

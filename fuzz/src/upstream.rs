@@ -49,9 +49,9 @@ pub struct Stage {
 /// What hookward made of an answer: its status and body.
 pub type Heard = Result<(u16, Vec<u8>), Option<UpstreamError>>;
 
-impl Stage {
+impl Default for Stage {
     /// Starts it; one is enough for a process.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build_local(LocalOptions::default())
@@ -76,7 +76,9 @@ impl Stage {
             parts,
         }
     }
+}
 
+impl Stage {
     /// Sends two requests, the first of which is answered with these pieces and, at once or when
     /// nothing more comes, the end of the connection; what was made of both answers.
     pub fn round(&self, pieces: &[&[u8]], closes: bool) -> (Heard, Heard) {

@@ -6,7 +6,7 @@ use hookward_fuzz::{gate::Running, pieces, requests::signed};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
-    static GATE: Running = Running::new();
+    static GATE: Running = Running::default();
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -10,12 +10,12 @@ use hookward_fuzz::{
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
-    static STAGE: Stage = Stage::new();
+    static STAGE: Stage = Stage::default();
 }
 
 fuzz_target!(|data: &[u8]| {
     let mut data = data;
-    let closes = take(&mut data) % 2 == 0;
+    let closes = take(&mut data).is_multiple_of(2);
     let cuts = take_bytes(&mut data);
     let (first, second) = STAGE.with(|stage| stage.round(&pieces(data, cuts), closes));
     match (first, read(data)) {

@@ -19,15 +19,17 @@ const MOST: usize = 4096;
 
 /// What a preamble tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) client: Client,
+pub struct Told {
+    /// For whom the connection is made.
+    pub client: Client,
     /// The proxy itself took TLS off.
-    pub(super) is_secure: bool,
+    pub is_secure: bool,
 }
 
 /// Who is behind a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Client {
+pub enum Client {
+    /// Somebody at this address.
     Ip(IpAddr),
     /// Somebody on the proxy's machine, by a socket in its file system.
     Local,
@@ -37,15 +39,15 @@ pub(super) enum Client {
 
 /// What came is no preamble, or broke off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoPreamble;
+pub struct NoPreamble;
 
 /// The first byte of what may be a preamble.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct First(u8);
+pub struct First(u8);
 
 /// Waits for the first byte; `None` where the other side went away without one, as those do who
 /// only look whether somebody listens.
-pub(super) async fn first(stream: &mut (impl AsyncRead + Unpin)) -> Option<First> {
+pub async fn first(stream: &mut (impl AsyncRead + Unpin)) -> Option<First> {
     stream.read_u8().await.ok().map(First)
 }
 
@@ -59,7 +61,7 @@ impl From<io::Error> for NoPreamble {
 ///
 /// # Errors
 /// [`NoPreamble`]; how much was read is then of no interest.
-pub(super) async fn read(
+pub async fn read(
     First(first): First,
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Told, NoPreamble> {
@@ -92,6 +94,10 @@ pub(super) async fn read(
             return Err(NoPreamble);
         }
         bytes.push(stream.read_u8().await?);
+    }
+    // One end that every reader sees: of an unknown client's line the library takes other ends, too.
+    if memchr::memchr(b'\r', &bytes) != bytes.len().checked_sub(2) {
+        return Err(NoPreamble);
     }
     line(&bytes)
 }
@@ -225,6 +231,9 @@ mod tests {
             b"PROXY TCP4 203.0.113.9 127.0.0.1 4660\r\n".to_vec(),
             b"PROXY TCP4 2001:db8::1 ::1 4660 80\r\n".to_vec(),
             b"PROXY TCP4 203.0.113.999 127.0.0.1 1 2\r\n".to_vec(),
+            b"PROXY UNKNOWN a b c d \n".to_vec(),
+            b"PROXY UNKNOWN a b c\r \n".to_vec(),
+            b"PROXY UNKNOWN a\r b\r\n".to_vec(),
             b"proxy TCP4 203.0.113.9 127.0.0.1 1 2\r\n".to_vec(),
             b"PROXY UDP4 203.0.113.9 127.0.0.1 1 2\r\n".to_vec(),
             long.into_bytes(),

@@ -1,7 +1,10 @@
+use base64::Engine as _;
+use http::HeaderValue;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::secret::Secret;
 
 const KEY: &[u8] = b"a-secret-of-thirty-two-bytes-ab!";
 
@@ -252,6 +255,38 @@ fn tinytalks_tag_is_read_in_every_encoding() {
         assert_eq!(tinytalk(text), Ok(()), "{text}");
         assert_eq!(tinytalk(&format!("sha256={text}")), Ok(()), "{text}");
         assert_eq!(tinytalk(&format!("  {text} ")), Ok(()), "{text}");
+    }
+}
+
+#[test]
+fn a_tag_that_begins_as_the_prefix_does_is_read_whole() {
+    let mut spec = Scheme::preset("tinytalk").unwrap().spec().clone();
+    let to_sign = ToSign {
+        id: "",
+        timestamp: at(0),
+        method: "POST",
+        url: "/hook?x=1",
+        body: b"body",
+        event_type: None,
+    };
+    for encoding in [Encoding::Auto, Encoding::Base64, Encoding::Hex] {
+        (spec.encoding, spec.signature_prefix) = (encoding, None);
+        let fields = Scheme::new(spec.clone())
+            .unwrap()
+            .sign(&secret(KEY), &to_sign);
+        let (name, written) = &fields[0];
+        let written = written.to_str().unwrap();
+        let prefix = &written[..2];
+        spec.signature_prefix = Some(prefix.to_owned());
+        let scheme = Scheme::new(spec.clone()).unwrap();
+        for text in [written, &format!("{prefix}{written}")] {
+            let sent = headers(&[(name.as_str(), text)]);
+            assert_eq!(check(&scheme, KEY, &sent, b"body", at(0)), Ok(()), "{text}");
+        }
+        let twice = format!("{prefix}{prefix}{written}");
+        let sent = headers(&[(name.as_str(), &twice)]);
+        let outcome = check(&scheme, KEY, &sent, b"body", at(0));
+        assert_eq!(outcome, Err(VerifyError::Malformed), "{twice}");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     event::samples,
     framing::{Chunks, Piece},
     gate::{Gate, Live, Shared},
-    server,
+    server::{self, Protocol},
     signature::ToSign,
 };
 
@@ -141,7 +141,7 @@ fn send(shared: &Arc<Shared>, live: Arc<Live>, message: &[u8]) -> Option<Value> 
     let answer = runtime.block_on(async {
         let (mut here, there) = UnixStream::pair().ok()?;
         let gate = Gate::new(shared.clone(), live);
-        let serve = server::serve_one(gate, there, Budget::new(BUDGET));
+        let serve = server::serve_one(gate, there, Budget::new(BUDGET), Protocol::Http1);
         let exchange = async {
             here.write_all(message).await.ok()?;
             let mut answer = BytesMut::new();
