@@ -190,15 +190,23 @@ impl Writer {
         for (command, outcome) in commands.into_iter().zip(outcomes) {
             answer(command, outcome, &self.shared);
         }
+        self.fold();
+    }
+
+    /// Folds the log in where the keeper asks for it, and where it is as long as it may be: then no
+    /// commit comes before the keeper is through, too.
+    fn fold(&self) {
         let is_long = self.shared.log_pages.load(Ordering::Relaxed) > LOG_PAGES;
-        if self.shared.fold_rest.swap(false, Ordering::Relaxed) || is_long {
-            let folded = self
-                .connection
-                .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
-            if let Err(error) = folded {
-                // Full or held by the keeper: the log stays longer. Anything else breaks the store.
-                self.shared.fault(&error);
-            }
+        if !self.shared.fold_rest.swap(false, Ordering::Relaxed) && !is_long {
+            return;
+        }
+        let _folding = is_long.then(|| self.shared.folding());
+        let folded = self
+            .connection
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
+        if let Err(error) = folded {
+            // Full or held by the keeper: the log stays longer. Anything else breaks the store.
+            self.shared.fault(&error);
         }
     }
 
