@@ -55,7 +55,7 @@ pub(super) struct Keeper {
     files: Files,
     /// Pages of the log that are folded in.
     folded: u32,
-    /// Somebody reads what lies behind: what is folded in grows no more for the moment.
+    /// The last fold came to nothing: somebody reads what lies behind, or the disk takes nothing.
     is_held_up: bool,
     /// When the files were looked for.
     looked: Instant,
@@ -149,15 +149,17 @@ impl Keeper {
         let folded = self
             .connection
             .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
-        let before = self.folded;
-        self.folded = match folded {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => before,
+        self.is_held_up = true;
+        let done = match folded {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                return Ok(());
+            }
             folded => u32::try_from(folded?.1).unwrap_or_default(),
         };
-        self.is_held_up = self.folded == before;
-        if self.is_held_up {
+        if done == self.folded {
             return Ok(());
         }
+        (self.folded, self.is_held_up) = (done, false);
         // SQLite syncs the file only when a pass reached the log's end, which beside a busy writer
         // only the writer's own does: then little must be left to be synced.
         if let Err(error) = self.shared.file.sync_data() {
