@@ -25,7 +25,7 @@ use super::{
     },
 };
 
-/// How often the log is looked at while there is something to fold in, and while there is not.
+/// How often the log is looked at while it grows, and while it does not.
 const BUSY_TICK: Duration = Duration::from_micros(1500);
 const TICK: Duration = Duration::from_millis(50);
 /// Pages worth folding in while the writer is idle. Few: the next commit waits for what the disk is
@@ -57,6 +57,8 @@ pub(super) struct Keeper {
     folded: u32,
     /// The last fold came to nothing: somebody reads what lies behind, or the disk takes nothing.
     is_held_up: bool,
+    /// When something was folded in.
+    folded_at: Instant,
     /// When the files were looked for.
     looked: Instant,
     purged: Instant,
@@ -73,6 +75,7 @@ impl Keeper {
             files,
             folded: 0,
             is_held_up: false,
+            folded_at: now,
             looked: now,
             purged: now,
             sweep: KeyCursor::default(),
@@ -85,12 +88,22 @@ impl Keeper {
         // Where that is forbidden, it takes its share like everyone.
         let _ = setpriority_process(Some(gettid()), NICE);
         while !self.shared.is_over() {
-            let is_busy = self.unfolded() > STEP_PAGES && !self.is_held_up;
-            let tick = if is_busy { BUSY_TICK } else { TICK };
-            std::thread::park_timeout(tick);
+            std::thread::park_timeout(self.until_next());
             if let Err(error) = self.tick() {
                 self.shared.fault(&error);
             }
+        }
+    }
+
+    /// Soon after a fold too: the log is likely to grow on, and what comes together within a longer
+    /// tick keeps the disk, and every commit, for as long as it takes to write hundreds of pages. And
+    /// most of those who read what lies behind are through in no time.
+    fn until_next(&mut self) -> Duration {
+        let can_fold = self.unfolded() > STEP_PAGES && !self.is_held_up;
+        if can_fold || self.folded_at.elapsed() < TICK {
+            BUSY_TICK
+        } else {
+            TICK
         }
     }
 
@@ -149,17 +162,22 @@ impl Keeper {
         let folded = self
             .connection
             .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
-        self.is_held_up = true;
         let done = match folded {
+            // The writer is at it, for a moment.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
                 return Ok(());
             }
-            folded => u32::try_from(folded?.1).unwrap_or_default(),
+            Err(error) => {
+                self.is_held_up = true;
+                return Err(error);
+            }
+            Ok((_, done)) => u32::try_from(done).unwrap_or_default(),
         };
-        if done == self.folded {
+        self.is_held_up = done == self.folded;
+        if self.is_held_up {
             return Ok(());
         }
-        (self.folded, self.is_held_up) = (done, false);
+        (self.folded, self.folded_at) = (done, Instant::now());
         // SQLite syncs the file only when a pass reached the log's end, which beside a busy writer
         // only the writer's own does: then little must be left to be synced.
         if let Err(error) = self.shared.file.sync_data() {
