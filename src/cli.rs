@@ -9,6 +9,7 @@ mod core_dump;
 mod demo;
 mod endpoints;
 mod healthcheck;
+mod later;
 mod queue;
 mod sample;
 mod send;
@@ -25,6 +26,7 @@ use std::{
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use zeroize::Zeroizing;
 
+use self::later::Later;
 use crate::config::{self, Fault, Flags, Sources};
 
 /// Usage or configuration.
@@ -43,19 +45,19 @@ enum Command {
     /// Run the gate
     Serve(ServeArgs),
     /// Check a configuration and print what is in effect, secrets as ***
-    Check(check::CheckArgs),
+    Check(Later<check::CheckArgs>),
     /// Send a signed sample event, as the sender's Test button does
-    Send(send::SendArgs),
+    Send(Later<send::SendArgs>),
     /// Say whether a signature matches, and if not, what would have
-    Verify(verify::VerifyArgs),
+    Verify(Later<verify::VerifyArgs>),
     /// Show everything on loopback: a gate, an application, genuine and forged events
-    Demo(demo::DemoArgs),
+    Demo(Later<demo::DemoArgs>),
     /// Show and change what is on disk, on a running instance or a stopped one
-    Queue(queue::QueueArgs),
+    Queue(Later<queue::QueueArgs>),
     /// Show requests as they come, through a running instance's API
-    Tail(tail::TailArgs),
+    Tail(Later<tail::TailArgs>),
     /// List, make, change, switch, try and remove endpoints, through a running instance's API
-    Endpoints(Box<endpoints::EndpointsArgs>),
+    Endpoints(Box<Later<endpoints::EndpointsArgs>>),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print a shell's completions
@@ -69,7 +71,7 @@ enum Command {
         directory: PathBuf,
     },
     /// Ask a running hookward whether it is ready
-    Healthcheck(healthcheck::HealthcheckArgs),
+    Healthcheck(Later<healthcheck::HealthcheckArgs>),
 }
 
 /// Where a configuration comes from.
@@ -200,13 +202,13 @@ impl Cli {
         core_dump::forbid();
         let outcome = match self.command {
             Command::Serve(args) => serve::run(args.sources()),
-            Command::Check(args) => check::run(args),
-            Command::Send(args) => send::run(args),
-            Command::Verify(args) => verify::run(args),
-            Command::Demo(args) => demo::run(args),
-            Command::Queue(args) => queue::run(args),
-            Command::Tail(args) => tail::run(args),
-            Command::Endpoints(args) => endpoints::run(*args),
+            Command::Check(Later(args)) => check::run(args),
+            Command::Send(Later(args)) => send::run(args),
+            Command::Verify(Later(args)) => verify::run(args),
+            Command::Demo(Later(args)) => demo::run(args),
+            Command::Queue(Later(args)) => queue::run(args),
+            Command::Tail(Later(args)) => tail::run(args),
+            Command::Endpoints(args) => endpoints::run(args.0),
             Command::Schema => print(&format!("{:#}\n", config::json_schema())),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
@@ -214,7 +216,7 @@ impl Cli {
                 print(&String::from_utf8_lossy(&script))
             }
             Command::Man { directory } => man(&directory),
-            Command::Healthcheck(args) => healthcheck::run(args),
+            Command::Healthcheck(Later(args)) => healthcheck::run(args),
         };
         let (code, lines) = match outcome {
             Ok(()) => return ExitCode::SUCCESS,

@@ -9,25 +9,31 @@
 //! It leaves to others what counts as the key, why a claim came back, and the clock: `now` is an
 //! argument everywhere.
 
+mod ask;
+mod claim;
+mod digest;
 mod replay;
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasherDefault, Hash, Hasher},
+    hash::Hasher,
     num::NonZeroUsize,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
-use self::replay::Index;
+pub use self::{
+    ask::{Ask, Decision, Ended, Evictions, KeyReuse, Policy, Replay},
+    claim::{Claim, Waiter},
+    digest::{BodyHash, BodyHasher, Digest, Fingerprint, HashKeys},
+};
+use self::{claim::Ticket, digest::Build, replay::Index};
 
 /// Keys in one shard, at most twice; more shards than this helps no one on few cores.
 const KEYS_PER_SHARD: usize = 4096;
@@ -35,216 +41,6 @@ const KEYS_PER_SHARD: usize = 4096;
 const SHARDS_LIMIT: usize = 64;
 /// Most expired keys that one sweep takes out of one shard, so that a claim waits for no more.
 const SWEEP_STEP: usize = 1024;
-
-/// The secret of one process's hashes.
-#[derive(Clone, Copy)]
-pub struct HashKeys(u64, u64);
-
-impl HashKeys {
-    /// Takes 16 secret bytes.
-    pub fn new(secret: [u64; 2]) -> Self {
-        Self(secret[0], secret[1])
-    }
-}
-
-impl std::fmt::Debug for HashKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HashKeys(***)")
-    }
-}
-
-/// The keyed digest of an endpoint and an idempotency key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest([u64; 2]);
-
-impl Digest {
-    /// Its bytes; the same after a restart where the secret of the hashes is.
-    pub fn to_bytes(self) -> [u8; 16] {
-        let [high, low] = self.0;
-        (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
-    }
-
-    /// The inverse of [`Digest::to_bytes`].
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        let number = u128::from_be_bytes(bytes);
-        let half = |n: u128| u64::try_from(n & u128::from(u64::MAX)).unwrap_or_default();
-        Self([half(number >> 64), half(number)])
-    }
-}
-
-impl Hash for Digest {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0[0]);
-    }
-}
-
-/// Takes a digest, which is a good hash already, for the hash.
-#[derive(Clone, Copy, Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-}
-
-type Build = BuildHasherDefault<AsIs>;
-
-/// What tells one body from another: eight bits of basis (how it was made), 56 of keyed hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint(u64);
-
-impl Fingerprint {
-    const HASH: u64 = (1 << 56) - 1;
-
-    fn new(basis: u8, hash: u64) -> Self {
-        Self(u64::from(basis) << 56 | hash & Self::HASH)
-    }
-
-    /// Basis and hash in one number; the same after a restart where the secret of the hashes is.
-    pub fn to_number(self) -> u64 {
-        self.0
-    }
-
-    /// The inverse of [`Fingerprint::to_number`].
-    pub fn from_number(number: u64) -> Self {
-        Self(number)
-    }
-
-    /// Whether two bodies are known to differ. Fingerprints of different bases tell nothing.
-    fn differs(self, other: Self) -> bool {
-        self.0 >> 56 == other.0 >> 56 && self != other
-    }
-}
-
-/// A keyed hash over a whole body, as it is fed.
-pub struct BodyHasher(SipHasher13);
-
-/// The keyed hash of a whole body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BodyHash([u64; 2]);
-
-impl BodyHasher {
-    /// Takes the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
-    }
-
-    /// The hash of all of them.
-    pub fn finish(self) -> BodyHash {
-        let hash = self.0.finish128();
-        BodyHash([hash.h1, hash.h2])
-    }
-}
-
-/// What the same key with another body means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyReuse {
-    /// A duplicate all the same.
-    Duplicate,
-    /// An event of its own.
-    Forward,
-    /// A mistake, refused.
-    Reject,
-}
-
-/// What the same body under another key means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replay {
-    /// It is let through and reported.
-    Flag,
-    /// Nothing; bodies are not remembered.
-    Off,
-    /// It is refused.
-    Reject,
-}
-
-/// How an endpoint takes duplicates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// How long a done key stays taken.
-    pub window: Duration,
-    /// Same key, other body.
-    pub key_reuse: KeyReuse,
-    /// Same body, other key.
-    pub replay: Replay,
-}
-
-/// What is asked about one event.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// Its key; `None`: it has none and is not protected, but its body is remembered.
-    pub digest: Option<Digest>,
-    /// Its body.
-    pub body: Option<Fingerprint>,
-    /// What the endpoint wants.
-    pub policy: Policy,
-    /// Now.
-    pub now: Instant,
-}
-
-/// The table's answer.
-#[derive(Debug)]
-pub enum Decision {
-    /// The key is done.
-    Duplicate {
-        /// It came with another body.
-        key_reused: bool,
-    },
-    /// Nobody has it: the event is the caller's to deliver.
-    First {
-        /// The right to deliver it.
-        claim: Claim,
-        /// The key came with another body before.
-        key_reused: bool,
-        /// The body came under another key before.
-        replayed: bool,
-    },
-    /// Too many keys are in flight.
-    Full,
-    /// Someone else is delivering it.
-    InFlight {
-        /// Resolves when that has ended.
-        waiter: Waiter,
-        /// It came with another body.
-        key_reused: bool,
-    },
-    /// Refused: the key came with another body.
-    KeyReuse,
-    /// Refused: the body came under another key.
-    Replay,
-}
-
-/// How a claim that was waited for ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The event was delivered.
-    Committed,
-    /// It was not; the key is free again.
-    Released {
-        /// What the sender heard, if anything.
-        status: Option<u16>,
-    },
-}
-
-/// How many keys were forgotten, and why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Evictions {
-    /// For want of room.
-    pub capacity: u64,
-    /// Their window was over.
-    pub expired: u64,
-}
 
 /// The duplicate table, shared by all threads.
 #[derive(Debug)]
@@ -283,31 +79,6 @@ struct InFlight {
     body: Option<Fingerprint>,
     /// Made when the first one comes to wait.
     ticket: Option<Arc<Ticket>>,
-}
-
-#[derive(Debug, Default)]
-struct Ticket(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    ended: Option<Ended>,
-    wakers: HashMap<u64, Waker>,
-    next: u64,
-}
-
-impl Ticket {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, ended: Ended) {
-        let wakers = {
-            let mut waiting = self.lock();
-            waiting.ended = Some(ended);
-            std::mem::take(&mut waiting.wakers)
-        };
-        wakers.into_values().for_each(Waker::wake);
-    }
 }
 
 impl Table {
@@ -599,120 +370,6 @@ impl Table {
             taken += 1;
         }
         self.forgotten(&self.evicted_by_expiry, taken);
-    }
-}
-
-/// The right to deliver one event. Dropped without [`Claim::commit`], the key is given back, so
-/// that a sender's retry after our failure is not taken for a duplicate.
-#[derive(Debug)]
-#[must_use = "an uncommitted claim lets the retry through"]
-pub struct Claim {
-    table: Arc<Table>,
-    /// The key, while it is this claim's.
-    owned: Option<Digest>,
-    body: Option<Fingerprint>,
-    /// The body, if it was remembered under this key.
-    remembered: Option<Fingerprint>,
-    window: Duration,
-}
-
-impl Claim {
-    /// The event was delivered: its key is done, for its window.
-    pub fn commit(self, now: Instant) {
-        let window = self.window;
-        self.commit_for(window, now);
-    }
-
-    /// The event was delivered before, and its key is done for so much longer.
-    pub fn commit_for(mut self, remaining: Duration, now: Instant) {
-        let Some(digest) = self.owned.take() else {
-            return;
-        };
-        let table = &*self.table;
-        let until = table.end_of(remaining, now);
-        let mut shard = table.shard(digest);
-        let running = shard.in_flight.remove(&digest);
-        let body = self.body.map_or(0, |body| body.0);
-        if shard.done.cap() != table.share {
-            shard.done = LruCache::with_hasher(table.share, Build::default());
-        }
-        let displaced = shard.done.push(digest, Done { body, until });
-        drop(shard);
-        table.entries.fetch_add(1, Ordering::Relaxed);
-        match displaced {
-            None => {}
-            Some((same, _)) if same == digest => {
-                table.entries.fetch_sub(1, Ordering::Relaxed);
-            }
-            Some((_, oldest)) if oldest.until <= table.seconds(now) => {
-                table.forgotten(&table.evicted_by_expiry, 1);
-            }
-            Some(_) => table.forgotten(&table.evicted_by_capacity, 1),
-        }
-        table.end(running, Ended::Committed);
-    }
-
-    /// The event was not delivered: its key is free. `status` is what the sender hears.
-    pub fn release(mut self, status: Option<u16>) {
-        self.give_back(status);
-    }
-
-    fn give_back(&mut self, status: Option<u16>) {
-        let Some(digest) = self.owned.take() else {
-            return;
-        };
-        if let Some(body) = self.remembered {
-            self.table.replays.forget(body, digest.0[1]);
-        }
-        let running = self.table.shard(digest).in_flight.remove(&digest);
-        self.table.end(running, Ended::Released { status });
-    }
-}
-
-impl Table {
-    fn end(&self, running: Option<InFlight>, ended: Ended) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
-        if let Some(ticket) = running.and_then(|running| running.ticket) {
-            ticket.end(ended);
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.give_back(None);
-    }
-}
-
-/// Waits for someone else's claim to end; may be awaited on any thread.
-#[derive(Debug)]
-pub struct Waiter {
-    ticket: Arc<Ticket>,
-    place: Option<u64>,
-}
-
-impl Future for Waiter {
-    type Output = Ended;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
-        let this = self.get_mut();
-        let mut waiting = this.ticket.lock();
-        if let Some(ended) = waiting.ended {
-            return Poll::Ready(ended);
-        }
-        let next = waiting.next;
-        let place = *this.place.get_or_insert(next);
-        waiting.next = next.max(place + 1);
-        waiting.wakers.insert(place, cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.ticket.lock().wakers.remove(&place);
-        }
     }
 }
 

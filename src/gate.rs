@@ -7,7 +7,10 @@
 
 mod disk;
 mod fallback;
+mod head;
+mod identity;
 mod live;
+mod relay;
 mod visit;
 
 use std::{
@@ -18,31 +21,34 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{Request, Response, StatusCode, header, request::Parts};
 use tokio::task::JoinSet;
 
 pub(crate) use self::disk::lane_of;
+pub use self::identity::{digest_of, header_key};
+pub(crate) use self::identity::{event_type, hash_of};
 pub(crate) use self::live::queue_limits;
 pub use self::live::{Lane, Live, Refusals, Shared};
-use self::visit::{Visit, problem};
+use self::{
+    head::{check_head, check_remainder, refuse_early},
+    identity::is_certain_type,
+    relay::Relay,
+    visit::{Visit, problem},
+};
 use crate::{
     body::{self, Body, BodyError},
     connection::{self, Inflow, Verdict, Watch},
-    dedup::{Ask, BodyHash, Claim, Decision, Digest, Ended, Fingerprint, Table},
-    endpoint::{Endpoint, MissingKey, Mode, is_trusted},
-    event,
+    dedup::{Ask, Claim, Decision, Ended, Fingerprint},
+    endpoint::{Mode, is_trusted},
     feed::Level,
-    headers::{self, Forward, RequestHead},
     kept::Origin,
     metrics::{EventLabel, Outcome},
-    rejection::{KeyFault, Malformation, Rejection},
-    signature::{Authentic, EventTypeSource, KeySource, SignedRequest},
+    rejection::{Malformation, Rejection},
+    signature::{Authentic, SignedRequest},
     trace::Trace,
-    upstream::{Answer, AnswerBody, Progress, UpstreamError},
+    upstream::{Answer, AnswerBody, UpstreamError},
 };
 
-/// Most bytes in an idempotency key.
-const KEY_LIMIT: usize = 255;
 /// A reservation large enough to make the allocator look at what it could give back, in bytes; its
 /// memory is never touched.
 const PURGE: usize = 4 << 20;
@@ -434,190 +440,6 @@ enum Claimed {
     InFlight(crate::dedup::Waiter),
 }
 
-/// Malformed, 431 by count, 414: what can be said before the path is looked up.
-fn check_head<'h>(head: &'h Parts, live: &Live) -> Result<&'h str, Rejection> {
-    let malformed = |what| Err(Rejection::Malformed(what));
-    let mut hosts = head.headers.get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) if headers::is_host(host) => Some(host.as_bytes()),
-        (None, None) if head.version == http::Version::HTTP_10 => None,
-        _ => return malformed(Malformation::Host),
-    };
-    if let Some(authority) = head.uri.authority() {
-        // An absolute target may only repeat the Host (RFC 9112 §3.2.2).
-        let same = host.is_some_and(|h| h.eq_ignore_ascii_case(authority.as_str().as_bytes()));
-        if !same {
-            return malformed(Malformation::Host);
-        }
-    }
-    if head
-        .headers
-        .keys()
-        .any(|name| headers::shadows(name, |plain| live.endpoints.reads(plain)))
-    {
-        return malformed(Malformation::Shadow);
-    }
-    let path = head.uri.path();
-    let target = head
-        .uri
-        .path_and_query()
-        .map_or("", |target| target.as_str());
-    if !path.starts_with('/') || !headers::is_target(target) || head.method == Method::CONNECT {
-        return malformed(Malformation::Target);
-    }
-    if head.headers.len() > live.limits.max_header_fields {
-        return Err(Rejection::HeadersTooLarge);
-    }
-    if target.len() > live.limits.max_target_bytes {
-        return Err(Rejection::TargetTooLong);
-    }
-    Ok(path)
-}
-
-/// Refuses a remainder that would climb out of the upstream's path, spelled in any way that some
-/// application resolves.
-fn check_remainder(remainder: &str) -> Result<(), Rejection> {
-    let name = |segment: &str| -> String {
-        // Some take a segment's parameters (RFC 3986 §3.3) or spaces around it off first.
-        let plain = segment.split(';').next().unwrap_or_default();
-        plain.trim().to_owned()
-    };
-    let is_plain = |text: String| {
-        let lower = text.to_ascii_lowercase();
-        let is_twice_encoded = ["%00", "%25", "%2e", "%2f", "%5c"]
-            .iter()
-            .any(|code| lower.contains(code));
-        let climbs = text
-            .split('/')
-            .any(|segment| matches!(name(segment).as_str(), "." | ".."));
-        !climbs && !is_twice_encoded && !text.contains(char::is_control)
-    };
-    if remainder.is_empty() || decoded(remainder).is_some_and(is_plain) {
-        Ok(())
-    } else {
-        Err(Rejection::Malformed(Malformation::Target))
-    }
-}
-
-/// A path with its percent-encoding taken off; `None` where that is broken, hides a slash or is no
-/// UTF-8, or where a backslash stands in it.
-fn decoded(path: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path.bytes();
-    while let Some(byte) = rest.next() {
-        let mut one = [byte];
-        if byte == b'%' {
-            hex::decode_to_slice([rest.next()?, rest.next()?], &mut one).ok()?;
-        }
-        let [plain] = one;
-        if plain == b'\\' || (plain == b'/' && byte == b'%') {
-            return None;
-        }
-        bytes.push(plain);
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// What headers alone decide once the endpoint is known, before the signature: 405, inactive, 413.
-fn refuse_early(
-    endpoint: &Endpoint,
-    head: &Parts,
-    announced: Option<u64>,
-) -> Result<(), Rejection> {
-    if head.method != Method::POST {
-        return Err(Rejection::Method);
-    }
-    if !endpoint.active {
-        return Err(Rejection::Inactive);
-    }
-    let limit = u64::try_from(endpoint.max_body).unwrap_or(u64::MAX);
-    if announced.is_some_and(|length| length > limit) {
-        return Err(Rejection::BodyTooLarge);
-    }
-    Ok(())
-}
-
-/// The keyed digest of an event's idempotency key, in a header or in the body, or of the body in
-/// its stead, and whether it is a key of its own; `None` where nothing protects it from being
-/// taken twice.
-///
-/// # Errors
-/// [`Rejection::IdempotencyKey`] when the key is empty, too long, or absent and required.
-pub fn digest_of(
-    table: &Table,
-    endpoint: &Endpoint,
-    header_key: Option<&[u8]>,
-    body: &[u8],
-) -> Result<(Option<Digest>, bool), Rejection> {
-    let fault = |fault| Err(Rejection::IdempotencyKey(fault));
-    let name = endpoint.name.as_str();
-    let pointed = match endpoint.scheme.key_source() {
-        KeySource::Pointer(pointer) => event::text_at(body, pointer),
-        KeySource::Header(_) | KeySource::None => None,
-    };
-    match header_key.or(pointed.as_deref().map(str::as_bytes)) {
-        Some([]) => fault(KeyFault::Empty),
-        Some(key) if key.len() > KEY_LIMIT => fault(KeyFault::Long),
-        Some(key) => Ok((Some(table.digest(name, key)), true)),
-        None => match endpoint.dedup.missing_key {
-            MissingKey::Body => {
-                let digest = table.digest_of_body(name, &hash_of(table, body));
-                Ok((Some(digest), false))
-            }
-            MissingKey::Forward => Ok((None, false)),
-            MissingKey::Reject => fault(KeyFault::Absent),
-        },
-    }
-}
-
-/// The keyed hash of a whole body.
-pub(crate) fn hash_of(table: &Table, body: &[u8]) -> BodyHash {
-    let mut hasher = table.body_hasher();
-    hasher.update(body);
-    hasher.finish()
-}
-
-/// The idempotency key in a header, where the scheme keeps it there.
-///
-/// # Errors
-/// [`Rejection::IdempotencyKey`] when it is empty, too long, there twice, or absent and required.
-pub fn header_key<'h>(
-    endpoint: &Endpoint,
-    headers: &'h HeaderMap,
-) -> Result<Option<&'h [u8]>, Rejection> {
-    let fault = |fault| Err(Rejection::IdempotencyKey(fault));
-    let KeySource::Header(name) = endpoint.scheme.key_source() else {
-        return Ok(None);
-    };
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) if endpoint.dedup.missing_key == MissingKey::Reject => fault(KeyFault::Absent),
-        (None, _) => Ok(None),
-        (Some(_), Some(_)) => fault(KeyFault::Twice),
-        (Some(key), None) if key.is_empty() => fault(KeyFault::Empty),
-        (Some(key), None) if key.len() > KEY_LIMIT => fault(KeyFault::Long),
-        (Some(key), None) => Ok(Some(key.as_bytes())),
-    }
-}
-
-/// The event's type: in a header or in the body, where it can be read.
-pub(crate) fn event_type(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<String> {
-    match endpoint.scheme.event_type_source() {
-        EventTypeSource::Header(name) => headers.get(name)?.to_str().ok().map(str::to_owned),
-        EventTypeSource::Pointer(pointer) => event::text_at(body, pointer),
-        EventTypeSource::None => None,
-    }
-}
-
-/// Whether everybody who reads the event's type reads the same.
-fn is_certain_type(endpoint: &Endpoint, head: &Parts, body: &Body) -> bool {
-    match endpoint.scheme.event_type_source() {
-        EventTypeSource::Header(name) => head.headers.get_all(name).iter().count() == 1,
-        EventTypeSource::Pointer(pointer) => event::is_certain(body.as_bytes(), pointer),
-        EventTypeSource::None => false,
-    }
-}
-
 /// Why a body was not read: the connection knows whether it was slow or ambiguous.
 fn unread(error: BodyError, watch: &Watch) -> Rejection {
     match (error, watch.verdict()) {
@@ -628,97 +450,8 @@ fn unread(error: BodyError, watch: &Watch) -> Rejection {
     }
 }
 
-/// Handing one event to its upstream, or to the disk on its way there.
-struct Relay<'a> {
-    watch: &'a Watch,
-    lane: &'a Arc<Lane>,
-    pool: &'a Rc<crate::upstream::Pool>,
-    head: &'a Parts,
-    origin: &'a Origin<'a>,
-    event_type: Option<String>,
-    /// The event carries an idempotency key of its own.
-    is_keyed: bool,
-    /// When the whole body had been verified.
-    passed: Instant,
-}
-
-impl Relay<'_> {
-    /// The head of the request that the upstream gets.
-    fn request_head(&self, visit: &Visit, body: &Body, verified: bool) -> RequestHead {
-        let endpoint = &*self.lane.endpoint;
-        let upstream = &endpoint.upstream;
-        let (origin, event_type) = (self.origin, self.event_type.as_deref());
-        let target = upstream.target(origin.remainder, self.head.uri.query());
-        let forward = Forward {
-            target: &target,
-            authority: &upstream.authority,
-            extra: &upstream.headers,
-            endpoint: endpoint.name.as_str(),
-            event_id: visit.id(),
-            event_type: event_type.filter(|t| headers::is_plain_event_type(t)),
-            verified,
-            received_at: origin.received_at,
-            peer: origin.peer,
-            peer_is_trusted: origin.peer_is_trusted,
-            proto: origin.proto,
-            body_len: body.as_bytes().len(),
-        };
-        let is_protected =
-            |name: &http::HeaderName| endpoint.scheme.header_names().any(|n| n == name);
-        let room = self.pool.spare_room();
-        headers::request_head(room, &self.head.headers, &forward, is_protected)
-    }
-
-    /// Sends the event within the endpoint's deadline and counts what came back.
-    async fn send(
-        &self,
-        visit: &mut Visit,
-        body: &Body,
-        verified: bool,
-        keyed: bool,
-    ) -> Result<Answer, Rejection> {
-        let endpoint = &*self.lane.endpoint;
-        // A place at the upstream is for what is genuine: strangers' slow bodies hold none.
-        let permit = self
-            .lane
-            .upstream
-            .enter(self.passed)
-            .ok_or(Rejection::Overloaded)?;
-        let head = self.request_head(visit, body, verified);
-        let (progress, patience) = (Progress::default(), endpoint.deadline);
-        let attempt = visit.attempt(endpoint);
-        let sent = self
-            .pool
-            .send(permit, head, body.as_bytes(), keyed, patience, &progress);
-        let metrics = &self.lane.metrics;
-        match self.watch.until(visit.deadline(endpoint), sent).await {
-            Some(Ok(answer)) => {
-                let answered = Instant::now();
-                visit.answered = Some(answered);
-                metrics.upstream_answered(answer.status, answered - self.passed);
-                attempt.end(Ok(answer.status));
-                Ok(answer)
-            }
-            Some(Err(error)) => {
-                attempt.end(Err(&error));
-                metrics.upstream_errors.inc();
-                visit.cause = Some(error);
-                Err(Rejection::UpstreamUnreachable)
-            }
-            None => {
-                attempt.end(Err(&"no answer in time"));
-                metrics.upstream_errors.inc();
-                Err(Rejection::UpstreamTimeout)
-            }
-        }
-    }
-}
-
 /// What an upstream's failure was, for the log.
 type Cause = UpstreamError;
 
 /// The status of our own acknowledgement.
 const ACKNOWLEDGED: StatusCode = StatusCode::OK;
-
-#[cfg(test)]
-mod tests;

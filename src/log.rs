@@ -23,7 +23,7 @@ pub enum Format {
 }
 
 /// Lines that may wait to be written; room for them is taken at the start.
-const WAITING_LINES: usize = 4096;
+const WAITING_LINES: usize = 1024;
 /// Refusals logged in one period.
 const PER_PERIOD: u64 = 10;
 const PERIOD: Duration = Duration::from_secs(1);

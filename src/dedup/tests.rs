@@ -3,7 +3,12 @@
     reason = "what was not expected is shown whatever it is"
 )]
 
-use std::{collections::HashMap as Model, task::Wake, thread};
+use std::{
+    collections::HashMap as Model,
+    pin::Pin,
+    task::{Context, Poll, Wake},
+    thread,
+};
 
 use proptest::prelude::*;
 
