@@ -20,6 +20,7 @@ mod keeper;
 mod lease;
 mod operate;
 mod outage;
+mod outcome;
 mod reader;
 mod recall;
 mod record;

@@ -125,6 +125,11 @@ fn every_200_follows_a_sync_that_covers_it() {
             });
         }
     });
+    // strace says what a call was when it has returned, which may be after the sender has its answer.
+    eventually("every answer is in the trace", || {
+        let calls = calls(&std::fs::read_to_string(&file).unwrap());
+        calls.iter().filter(|call| is_answer(call)).count() == SENDERS * EACH
+    });
     trace.detach();
     let text = std::fs::read_to_string(&file).unwrap();
     // A commit is frames in the log, then a sync of the log. An answer is covered when a sync that
@@ -138,7 +143,7 @@ fn every_200_follows_a_sync_that_covers_it() {
             syncs.push((call.began, call.returned));
         } else if call.text.contains("\"POST /hook") {
             read.insert(socket(&call.text), call.returned);
-        } else if call.text.contains("\"HTTP/1.1 200 OK") {
+        } else if is_answer(&call) {
             let was_read = read.remove(&socket(&call.text)).expect(&call.text);
             answers.push((was_read, call.began));
         }
@@ -151,6 +156,11 @@ fn every_200_follows_a_sync_that_covers_it() {
             "read at line {was_read}, answered at line {begun}, not synced between"
         );
     }
+}
+
+/// Whether a call sends a 200.
+fn is_answer(call: &Call) -> bool {
+    call.text.contains("\"HTTP/1.1 200 OK")
 }
 
 /// The socket a call is about, as strace names it.

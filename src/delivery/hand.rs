@@ -135,3 +135,81 @@ impl Hand {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        endpoint::EndpointName,
+        queue::{Appended, Endpoint, NewEvent, Observer, Options, Queue},
+    };
+
+    /// An endpoint with so many events, and the directory they are in.
+    async fn endpoint(events: u128) -> (std::path::PathBuf, Endpoint) {
+        let dir = std::env::temp_dir().join(format!("hookward-hand-{}", Uuid::new_v4()));
+        let options = Options {
+            places: 8,
+            wall_clock: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            observer: Observer::default(),
+        };
+        let queue = Queue::open(&dir, options).unwrap();
+        let endpoint = queue.endpoint(&EndpointName::new("crm").unwrap(), None);
+        for id in 1..=events {
+            let event = NewEvent {
+                id: Uuid::from_u128(id),
+                key: None,
+                event_type: None,
+                lane: None,
+                record: Bytes::from_static(b"a record"),
+                quarantined: None,
+            };
+            let appended = endpoint.place(0).unwrap().append(event).await;
+            assert!(matches!(appended, Ok(Appended::Queued { .. })));
+        }
+        (dir, endpoint)
+    }
+
+    /// Waits for the answer, during which so many attempts end; how many were leased.
+    async fn answered(hand: &mut Hand, ended: usize) -> usize {
+        let answer = hand.answered().await;
+        let before = hand.leases.len();
+        hand.receive(answer, ended, Instant::now());
+        hand.leases.len() - before
+    }
+
+    #[test]
+    fn as_many_are_leased_ahead_as_attempts_ended_meanwhile_and_given_back_untried() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(async {
+            let (dir, endpoint) = endpoint(10).await;
+            let mut hand = Hand::new(Instant::now());
+            assert!(hand.ask(&endpoint, 2, Instant::now()));
+            assert!(!hand.ask(&endpoint, 2, Instant::now()), "it is being asked");
+            assert_eq!(answered(&mut hand, 3).await, 2);
+            assert!(hand.take().is_some() && hand.take().is_some());
+
+            // Without a place, what was missed the last time.
+            assert!(hand.ask(&endpoint, 0, Instant::now()));
+            assert_eq!(answered(&mut hand, 0).await, 3);
+            assert!(!hand.ask(&endpoint, 0, Instant::now()), "nothing ended");
+
+            hand.give_back();
+            assert!(hand.is_empty());
+            assert!(hand.ask(&endpoint, 20, Instant::now()));
+            assert_eq!(answered(&mut hand, 0).await, 8);
+            let attempts = std::iter::from_fn(|| hand.take()).map(|lease| lease.attempt());
+            assert_eq!(attempts.max(), Some(1));
+
+            assert!(!hand.ask(&endpoint, 20, Instant::now()), "nothing is due");
+            hand.hear(Instant::now());
+            assert!(hand.ask(&endpoint, 20, Instant::now()));
+            drop((hand, endpoint));
+            std::fs::remove_dir_all(dir).unwrap();
+        });
+    }
+}

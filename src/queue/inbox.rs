@@ -230,6 +230,11 @@ impl Inbox {
         true
     }
 
+    /// Whether the writer waits for something to do.
+    pub(super) fn is_writer_idle(&self) -> bool {
+        self.lock().is_writer_asleep
+    }
+
     /// Takes nothing more; what waits is still given out.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;

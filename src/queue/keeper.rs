@@ -11,6 +11,7 @@ use std::{
 };
 
 use rusqlite::{Connection, ErrorCode, wal::CheckpointMode};
+use rustix::{process::setpriority_process, thread::gettid};
 
 use super::{
     Broken,
@@ -24,14 +25,22 @@ use super::{
     },
 };
 
-/// How often the log is looked at.
+/// How often the log is looked at while it grows, and while it does not.
+const BUSY_TICK: Duration = Duration::from_micros(1500);
 const TICK: Duration = Duration::from_millis(50);
-/// The log's length in pages from which it is folded in: 4 MiB.
-const LOG_PAGES: u32 = 1024;
-/// What is left for the writer, in pages, and how often that is tried for: under load each pass is
-/// shorter than the one before.
+/// Pages worth folding in while the writer is idle. Few: the next commit waits for what the disk is
+/// busy with, and 48 pages keep it busy for about as long as a commit does.
+const STEP_PAGES: u32 = 48;
+/// Pages from which the log is folded in though the writer is not idle. Many: a page that was written
+/// a hundred times since is folded in once. Half of the writer's own bound, so that a keeper that
+/// gets little of the processor is through before the writer has to help itself.
+const LONG_PAGES: u32 = 8 * 1024;
+/// The log's length in pages from which it is to begin anew: 16 MiB.
+const LOG_PAGES: u32 = 4 * 1024;
+/// The most that is left for the writer then, in pages.
 const REST_PAGES: u32 = 256;
-const PASSES: u32 = 4;
+/// How far the keeper stands back where the processors are busy (`nice(2)`).
+const NICE: i32 = 5;
 /// How often what is over is looked for.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// How long a sweep through all keys rests when it is through.
@@ -44,7 +53,14 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     connection: Connection,
     files: Files,
+    /// Pages of the log that are folded in.
     folded: u32,
+    /// The last fold came to nothing: somebody reads what lies behind, or the disk takes nothing.
+    is_held_up: bool,
+    /// When something was folded in.
+    folded_at: Instant,
+    /// When the files were looked for.
+    looked: Instant,
     purged: Instant,
     sweep: KeyCursor,
     sweep_from: Instant,
@@ -58,6 +74,9 @@ impl Keeper {
             connection,
             files,
             folded: 0,
+            is_held_up: false,
+            folded_at: now,
+            looked: now,
             purged: now,
             sweep: KeyCursor::default(),
             sweep_from: now,
@@ -66,24 +85,39 @@ impl Keeper {
 
     /// Works until the store is closed or broken. Unparking the thread ends a tick early.
     pub(super) fn run(mut self) {
+        // Where that is forbidden, it takes its share like everyone.
+        let _ = setpriority_process(Some(gettid()), NICE);
         while !self.shared.is_over() {
-            std::thread::park_timeout(TICK);
+            std::thread::park_timeout(self.until_next());
             if let Err(error) = self.tick() {
                 self.shared.fault(&error);
             }
         }
     }
 
-    fn tick(&mut self) -> rusqlite::Result<()> {
-        if let Some(missing) = self.shared.dir.missing(&self.files) {
-            self.shared.break_off(Broken {
-                cause: format!("{} was removed or replaced", missing.display()),
-            });
-            return Ok(());
+    /// Soon after a fold too: the log is likely to grow on, and what comes together within a longer
+    /// tick keeps the disk, and every commit, for as long as it takes to write hundreds of pages. And
+    /// most of those who read what lies behind are through in no time.
+    fn until_next(&mut self) -> Duration {
+        let can_fold = self.unfolded() > STEP_PAGES && !self.is_held_up;
+        if can_fold || self.folded_at.elapsed() < TICK {
+            BUSY_TICK
+        } else {
+            TICK
         }
-        let pages = self.shared.log_pages.load(Ordering::Relaxed);
-        // The same length again: nothing was written since, or as good as nothing.
-        if pages > LOG_PAGES && pages != self.folded {
+    }
+
+    fn tick(&mut self) -> rusqlite::Result<()> {
+        if self.looked.elapsed() >= TICK {
+            self.looked = Instant::now();
+            if let Some(missing) = self.shared.dir.missing(&self.files) {
+                self.shared.break_off(Broken {
+                    cause: format!("{} was removed or replaced", missing.display()),
+                });
+                return Ok(());
+            }
+        }
+        if self.must_fold() {
             self.fold()?;
         }
         if self.purged.elapsed() >= PURGE_EVERY && self.shared.storage_fault().is_none() {
@@ -96,33 +130,65 @@ impl Keeper {
         Ok(())
     }
 
-    /// Folds the log in beside the writer, then has the writer fold in the rest between two
-    /// transactions: only a log that is folded in whole begins anew, and the less is left for the
-    /// writer, the less its commits wait.
+    fn log_pages(&self) -> u32 {
+        self.shared.log_pages.load(Ordering::Relaxed)
+    }
+
+    /// Pages of the log that are not folded in.
+    fn unfolded(&mut self) -> u32 {
+        let pages = self.log_pages();
+        if pages < self.folded {
+            // The writer has begun it anew.
+            self.folded = 0;
+        }
+        pages - self.folded
+    }
+
+    /// In quiet moments a little at a time; beside a writer that has none, much and seldom, and then
+    /// on until it can be begun anew.
+    fn must_fold(&mut self) -> bool {
+        let unfolded = self.unfolded();
+        let is_begun = self.folded > LOG_PAGES;
+        unfolded > LONG_PAGES
+            || is_begun && unfolded > 0
+            || unfolded > STEP_PAGES && self.shared.inbox.is_writer_idle()
+    }
+
+    /// Folds the log in beside the writer. A long one, of which little is left, the writer folds in
+    /// whole between two transactions: only then does it begin anew, and the less is left, the less
+    /// its commits wait.
     fn fold(&mut self) -> rusqlite::Result<()> {
-        for _ in 0..PASSES {
-            let folded = self
-                .connection
-                .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
-            let done = match folded {
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => break,
-                folded => u32::try_from(folded?.1).unwrap_or_default(),
-            };
-            // SQLite syncs the file only when a pass reached the log's end, which beside a busy
-            // writer only the writer's own does: then little must be left to be synced.
-            if let Err(error) = self.shared.file.sync_data() {
-                self.shared.break_off(Broken {
-                    cause: format!("the store's file could not be synced: {error}"),
-                });
-                break;
+        let _folding = self.shared.folding();
+        let folded = self
+            .connection
+            .wal_checkpoint_v2(None::<&str>, CheckpointMode::PASSIVE);
+        let done = match folded {
+            // The writer is at it, for a moment.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                return Ok(());
             }
-            self.folded = self.shared.log_pages.load(Ordering::Relaxed);
-            if self.folded.saturating_sub(done) < REST_PAGES {
-                if self.folded > LOG_PAGES {
-                    self.shared.fold_rest.store(true, Ordering::Relaxed);
-                }
-                break;
+            Err(error) => {
+                self.is_held_up = true;
+                return Err(error);
             }
+            Ok((_, done)) => u32::try_from(done).unwrap_or_default(),
+        };
+        self.is_held_up = done == self.folded;
+        if self.is_held_up {
+            return Ok(());
+        }
+        (self.folded, self.folded_at) = (done, Instant::now());
+        // SQLite syncs the file only when a pass reached the log's end, which beside a busy writer
+        // only the writer's own does: then little must be left to be synced.
+        if let Err(error) = self.shared.file.sync_data() {
+            self.shared.break_off(Broken {
+                cause: format!("the store's file could not be synced: {error}"),
+            });
+            return Ok(());
+        }
+        let pages = self.log_pages();
+        if pages > LOG_PAGES && pages.saturating_sub(self.folded) < REST_PAGES {
+            self.shared.fold_rest.store(true, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -162,6 +162,8 @@ pub(super) struct Shared {
     pub(super) log_pages: AtomicU32,
     /// Little of the log is left to be folded in: the writer does it after its next commit.
     pub(super) fold_rest: AtomicBool,
+    /// Held while the keeper folds the log in.
+    folding: Mutex<()>,
     accounts: Mutex<BTreeMap<EndpointName, Arc<Account>>>,
     trouble: watch::Sender<Option<Trouble>>,
     writer_ended: watch::Sender<bool>,
@@ -214,10 +216,16 @@ impl Shared {
             quarantine_places: Arc::new(Semaphore::new(QUARANTINE_PLACES)),
             log_pages: AtomicU32::new(0),
             fold_rest: AtomicBool::new(false),
+            folding: Mutex::default(),
             accounts: Mutex::new(accounts.map(|a| (a.name.clone(), Arc::new(a))).collect()),
             trouble: watch::Sender::new(None),
             writer_ended: watch::Sender::new(false),
         }
+    }
+
+    /// Waits until nobody folds the log in, and keeps others from it.
+    pub(super) fn folding(&self) -> MutexGuard<'_, ()> {
+        self.folding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_accounts(&self) -> MutexGuard<'_, BTreeMap<EndpointName, Arc<Account>>> {

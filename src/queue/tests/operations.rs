@@ -379,3 +379,35 @@ fn a_quarantined_request_goes_only_when_an_event_has_its_body() {
         assert_eq!(left, [2, 3]);
     });
 }
+
+#[test]
+fn the_log_stays_within_its_bound_beside_a_writer_that_never_rests() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let limits = Limits {
+            pending_bytes: 1024 * MIB,
+            stored_bytes: 1024 * MIB,
+            ..LIMITS
+        };
+        let crm = queue.endpoint(&name("crm"), Some(limits));
+        let mut appends = tokio::task::JoinSet::new();
+        let record = Bytes::from(vec![7; 128 * 1024]);
+        for id in 1..=1000 {
+            if appends.len() == 16 {
+                appends.join_next().await;
+            }
+            let (crm, record) = (crm.clone(), record.clone());
+            let event = NewEvent {
+                record,
+                ..event(id)
+            };
+            appends.spawn(async move { crm.queue(event).await });
+        }
+        appends.join_all().await;
+        // The file is as long as the log ever was: 16 Ki pages, and a transaction more.
+        let log = fs::metadata(dir.join("queue.sqlite3-wal")).unwrap().len();
+        assert!(log < 70 * MIB, "{} MiB", log / MIB);
+        assert!(dir.store().metadata().unwrap().len() > 64 * MIB);
+    });
+}
