@@ -5,6 +5,7 @@
 //! another. What a connection may do and for how long is `connection`'s; what a request means, the
 //! handler's.
 
+mod doors;
 mod http2;
 mod listener;
 
@@ -17,10 +18,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -34,8 +32,11 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-pub use self::listener::Socket;
-use self::listener::{Accepted, Listener, accept, turn_away};
+pub use self::{doors::Doors, listener::Socket};
+use self::{
+    doors::Guard,
+    listener::{Accepted, Listener, accept, turn_away},
+};
 use crate::{
     body::Budget,
     connection::{
@@ -112,41 +113,6 @@ pub struct Orders<N> {
     pub stage: Stage,
     /// The configuration.
     pub news: N,
-}
-
-/// Connections open over all threads, and how many may be.
-#[derive(Clone, Debug)]
-pub struct Doors {
-    open: Arc<AtomicUsize>,
-    /// How many there are descriptors for.
-    room: usize,
-    gauge: IntGauge,
-}
-
-impl Doors {
-    /// None is open, and never more than `room` will be, whatever the limits say.
-    pub fn new(gauge: IntGauge, room: usize) -> Self {
-        Self {
-            open: Arc::default(),
-            room,
-            gauge,
-        }
-    }
-
-    fn enter(&self, max: usize) -> Option<Self> {
-        let most = max.min(self.room);
-        let take = |open: usize| (open < most).then_some(open + 1);
-        self.open
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .ok()?;
-        self.gauge.inc();
-        Some(self.clone())
-    }
-
-    fn leave(&self) {
-        self.open.fetch_sub(1, Ordering::AcqRel);
-        self.gauge.dec();
-    }
 }
 
 /// One thread's connections.
@@ -241,19 +207,18 @@ pub async fn run<H: Handler>(
 pub async fn serve_one<H: Handler>(handler: H, socket: UnixStream, budget: Arc<Budget>) {
     // Counted nowhere: it is no sender's.
     let uncounted = IntGauge::new("own_connections", "not shown").ok();
-    let Some(doors) = uncounted.and_then(|gauge| Doors::new(gauge, 1).enter(1)) else {
+    let Some(doors) = uncounted.map(|gauge| Doors::new(gauge, 1)) else {
         return;
     };
+    let Some(guard) = doors.enter(1) else { return };
     let limits = handler.limits();
-    let here = Rc::new(Connections::new(handler, budget, doors.clone()));
+    let here = Rc::new(Connections::new(handler, budget, doors));
     let accepted = Accepted {
         stream: Stream::Unix(socket),
         peer: None,
         is_plain: true,
     };
-    here.clone()
-        .serve(accepted, limits, None, Guard(doors))
-        .await;
+    here.clone().serve(accepted, limits, None, guard).await;
     here.handler.finish().await;
 }
 
@@ -287,7 +252,7 @@ impl<H: Handler> Connections<H> {
     fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let opening = self.handler.opening();
-        let Some(doors) = self.doors.enter(limits.max_connections) else {
+        let Some(guard) = self.doors.enter(limits.max_connections) else {
             self.handler.refused(Rejection::Overloaded, accepted.peer);
             // Before anything else was agreed upon nothing can be said.
             if opening.is_none() {
@@ -295,7 +260,7 @@ impl<H: Handler> Connections<H> {
             }
             return;
         };
-        tasks.spawn_local(self.serve(accepted, limits, opening, Guard(doors)));
+        tasks.spawn_local(self.serve(accepted, limits, opening, guard));
     }
 
     async fn serve(
@@ -430,15 +395,6 @@ impl<'c, H> Place<'c, H> {
 impl<H> Drop for Place<'_, H> {
     fn drop(&mut self) {
         self.here.wakers.borrow_mut().remove(&self.number);
-    }
-}
-
-/// Keeps a connection counted.
-struct Guard(Doors);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.leave();
     }
 }
 
