@@ -150,6 +150,7 @@ pub async fn run<H: Handler>(
     let mut pause_until = None;
     let mut said_at: Option<Instant> = None;
     let mut last_call = None;
+    let turn = Cell::new(0);
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
@@ -184,7 +185,7 @@ pub async fn run<H: Handler>(
             }
             _ = tick.tick() => here.handler.tick(Instant::now()),
             () = until(pause_until) => pause_until = None,
-            accepted = accept(&listeners), if !listeners.is_empty() && pause_until.is_none() => {
+            accepted = accept(&listeners, &turn), if !listeners.is_empty() && pause_until.is_none() => {
                 match accepted {
                     Ok(accepted) => here.clone().welcome(accepted, &mut tasks),
                     // It hung up before it was accepted.
@@ -254,8 +255,9 @@ impl<H: Handler> Connections<H> {
         let opening = self.handler.opening();
         let Some(guard) = self.doors.enter(limits.max_connections) else {
             self.handler.refused(Rejection::Overloaded, accepted.peer);
-            // Before anything else was agreed upon nothing can be said.
-            if opening.is_none() {
+            // Before TLS was agreed upon nothing can be said.
+            let is_plain = accepted.is_plain;
+            if opening.is_none_or(|opening| opening.is_readable(is_plain)) {
                 turn_away(&accepted.stream);
             }
             return;

@@ -721,3 +721,24 @@ fn all_requests_together_are_bounded_as_connections_are() {
         client.send(event("next", body), body).status() == 200
     });
 }
+
+#[test]
+fn an_unknown_path_costs_nobody_the_connection() {
+    let place = Place::new();
+    let body = BODY.as_bytes();
+    let mut client = place.framed();
+    client.request(
+        1,
+        &[
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", NAME),
+            (":path", "/nowhere"),
+        ],
+    );
+    let answer = client.find(|frame| frame.kind == HEADERS).unwrap();
+    assert_eq!(status(&answer), Some(404));
+    client.event(3, "a", body, &[]);
+    let next = client.find(|frame| frame.kind == GOAWAY || frame.stream == 3);
+    assert_eq!(status(&next.unwrap()), Some(200));
+}
