@@ -13,13 +13,13 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Instant,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::{Act, BODY, Daemon, HANG, Sender, Upstream, event, eventually};
 
 /// Limits that end a slow connection soon.
@@ -306,36 +306,4 @@ fn nothing_but_the_path_tells_endpoints_apart() {
     for path in ["/on", "/one/", "/oneone", "/One", "/metrics"] {
         assert_eq!(answer(path, forged.as_str()), nowhere, "{path}");
     }
-}
-
-#[test]
-fn a_crowd_at_one_address_keeps_nobody_at_another_waiting() {
-    let upstream = Upstream::new(Act::status(200));
-    let more = "[endpoints.crm.upstream_options]\nmax_concurrency = 1000";
-    let daemon = Daemon::relay(&upstream.url(), more)
-        .replace(
-            "[\"127.0.0.1:0\"]\nthreads = 2",
-            "[\"127.0.0.1:0\", \"127.0.0.1:0\"]\nthreads = 1",
-        )
-        .start();
-    let line = |line: &serde_json::Value| {
-        let is_public = line["listener"] == "public";
-        is_public.then(|| line["address"].as_str().unwrap().parse().unwrap())
-    };
-    let addresses: Vec<SocketAddr> = daemon.lines().iter().filter_map(line).collect();
-    let ask = |address: SocketAddr, key: &str| {
-        let mut sender = Sender::connect(address);
-        sender.write(&event(key, BODY.as_bytes(), ""));
-        sender
-    };
-    // They all wait to be accepted when it looks again.
-    daemon.signal(Signal::STOP);
-    let mut waiting: Vec<_> = (0..200)
-        .map(|number| ask(addresses[0], &format!("crowd-{number}")))
-        .collect();
-    waiting.push(ask(addresses[1], "alone"));
-    daemon.signal(Signal::CONT);
-    let is_alone = || upstream.next_message().value("idempotency-key") == "alone";
-    let before = (0..=200).take_while(|_| !is_alone()).count();
-    assert!(before < 100, "{before} of the crowd were served before it");
 }
