@@ -84,11 +84,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The other end, if it is an IP socket, and whether it is reached by TLS.
+    /// The other end, if it is an IP socket, in its canonical form, and whether it is reached by TLS.
     pub(crate) fn new(ip: Option<IpAddr>, is_secure: bool) -> Self {
         Self {
             ip,
-            text: ip.map(|ip| ip.to_canonical().to_string().into()),
+            text: ip.map(|ip| ip.to_string().into()),
             proto: if is_secure { "https" } else { "http" },
         }
     }

@@ -170,6 +170,8 @@ impl Gate {
         visit.closes = true;
         let path = check_head(head, &lanes.live)?;
 
+        // Requests beside this one may know a path.
+        visit.closes = !matches!(inflow, Inflow::Stream(..));
         let (lane, pool, remainder) = lanes.find(path).ok_or(Rejection::UnknownPath)?;
         visit.enter(lane);
         let endpoint = &*lane.endpoint;

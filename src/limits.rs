@@ -12,7 +12,8 @@ pub struct Limits {
     pub max_body: usize,
     /// All bodies held in memory together, in bytes.
     pub max_buffered: usize,
-    /// Connections open at a time, over all public listeners.
+    /// Connections open at a time, over all public listeners; and requests under way at a time on
+    /// those of them that carry several.
     pub max_connections: usize,
     /// Request line and header section together, in bytes; at least 8 KiB.
     pub max_header_bytes: usize,

@@ -4,7 +4,7 @@
 //! them. Every text here is constant: nothing a stranger sent, and nothing about a secret, can
 //! reach an answer. Raising a reason is left to the rooms that find it.
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 
 /// Seconds in `Retry-After` of a refusal that a retry may outlive.
 const RETRY_SOON: HeaderValue = HeaderValue::from_static("5");
@@ -411,13 +411,7 @@ impl Rejection {
 /// not be read, or did not come in time, or there is no room for the connection.
 pub fn parting_answer(rejection: Rejection) -> Vec<u8> {
     let status = rejection.status(StatusCode::UNAUTHORIZED);
-    let body = format!(
-        r#"{{"type":"urn:hookward:{}","title":"{}","status":{},"detail":"{}"}}"#,
-        rejection.label(),
-        rejection.title(),
-        status.as_u16(),
-        rejection.detail()
-    );
+    let body = parting_problem(rejection);
     let retry = match rejection.retry_after() {
         Some(_) => "retry-after: 5\r\n",
         None => "",
@@ -430,6 +424,32 @@ pub fn parting_answer(rejection: Rejection) -> Vec<u8> {
         body.len()
     );
     answer.into_bytes()
+}
+
+/// The same for a request on a connection that goes on.
+pub fn parting_response(rejection: Rejection) -> Response<String> {
+    let mut response = Response::new(parting_problem(rejection));
+    *response.status_mut() = rejection.status(StatusCode::UNAUTHORIZED);
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    let problem = HeaderValue::from_static("application/problem+json");
+    headers.insert(header::CONTENT_TYPE, problem);
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    if let Some(seconds) = rejection.retry_after() {
+        headers.insert(header::RETRY_AFTER, seconds);
+    }
+    response
+}
+
+/// The problem document of a request without an event id.
+fn parting_problem(rejection: Rejection) -> String {
+    format!(
+        r#"{{"type":"urn:hookward:{}","title":"{}","status":{},"detail":"{}"}}"#,
+        rejection.label(),
+        rejection.title(),
+        rejection.status(StatusCode::UNAUTHORIZED).as_u16(),
+        rejection.detail()
+    )
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! another. What a connection may do and for how long is `connection`'s; what a request means, the
 //! handler's.
 
+mod doors;
 mod http2;
 mod listener;
 
@@ -17,10 +18,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -34,8 +32,11 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-pub use self::listener::Socket;
-use self::listener::{Accepted, Listener, accept, turn_away};
+pub use self::{doors::Doors, listener::Socket};
+use self::{
+    doors::{Caller, Callers, Guard},
+    listener::{Accepted, Listener, accept, turn_away},
+};
 use crate::{
     body::Budget,
     connection::{
@@ -118,48 +119,12 @@ pub struct Orders<N> {
     pub news: N,
 }
 
-/// Connections open over all threads, and how many may be.
-#[derive(Clone, Debug)]
-pub struct Doors {
-    open: Arc<AtomicUsize>,
-    /// How many there are descriptors for.
-    room: usize,
-    gauge: IntGauge,
-}
-
-impl Doors {
-    /// None is open, and never more than `room` will be, whatever the limits say.
-    pub fn new(gauge: IntGauge, room: usize) -> Self {
-        Self {
-            open: Arc::default(),
-            room,
-            gauge,
-        }
-    }
-
-    fn enter(&self, max: usize) -> Option<Self> {
-        let most = max.min(self.room);
-        let take = |open: usize| (open < most).then_some(open + 1);
-        self.open
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .ok()?;
-        self.gauge.inc();
-        Some(self.clone())
-    }
-
-    fn leave(&self) {
-        self.open.fetch_sub(1, Ordering::AcqRel);
-        self.gauge.dec();
-    }
-}
-
 /// One thread's connections.
 struct Connections<H> {
     handler: H,
     budget: Arc<Budget>,
     doors: Doors,
-    /// Connections by address, where one address has a bound.
-    of_one: RefCell<HashMap<IpAddr, usize>>,
+    callers: Callers,
     /// To be woken when the stage changes.
     wakers: RefCell<HashMap<u64, Waker>>,
     next: Cell<u64>,
@@ -190,6 +155,7 @@ pub async fn run<H: Handler>(
     let mut pause_until = None;
     let mut said_at: Option<Instant> = None;
     let mut last_call = None;
+    let turn = Cell::new(0);
     started();
     loop {
         if listeners.is_empty() && tasks.is_empty() {
@@ -224,7 +190,7 @@ pub async fn run<H: Handler>(
             }
             _ = tick.tick() => here.handler.tick(Instant::now()),
             () = until(pause_until) => pause_until = None,
-            accepted = accept(&listeners), if !listeners.is_empty() && pause_until.is_none() => {
+            accepted = accept(&listeners, &turn), if !listeners.is_empty() && pause_until.is_none() => {
                 match accepted {
                     Ok(accepted) => here.clone().welcome(accepted, &mut tasks),
                     // It hung up before it was accepted.
@@ -261,11 +227,11 @@ pub async fn serve_one<H: Handler>(
 ) {
     // Counted nowhere: it is no sender's.
     let uncounted = IntGauge::new("own_connections", "not shown").ok();
-    let Some(doors) = uncounted.and_then(|gauge| Doors::new(gauge, 1).enter(1)) else {
+    let Some(doors) = uncounted.map(|gauge| Doors::new(gauge, 1)) else {
         return;
     };
+    let Some(_guard) = doors.enter(1) else { return };
     let limits = handler.limits();
-    let _guard = Guard(doors.clone());
     let here = Rc::new(Connections::new(handler, budget.clone(), doors.clone()));
     let (place, began) = (Place::new(&here), Instant::now());
     let (stream, peer) = (Stream::Unix(socket), Peer::new(None, false));
@@ -303,7 +269,7 @@ impl<H: Handler> Connections<H> {
             handler,
             budget,
             doors,
-            of_one: RefCell::default(),
+            callers: Callers::default(),
             wakers: RefCell::default(),
             next: Cell::new(0),
             streams: RefCell::default(),
@@ -314,22 +280,22 @@ impl<H: Handler> Connections<H> {
     fn welcome(self: Rc<Self>, accepted: Accepted, tasks: &mut JoinSet<()>) {
         let limits = self.handler.limits();
         let opening = self.handler.opening();
-        let bounded = self.handler.most_of_one().zip(accepted.peer);
-        let has_room = bounded.is_none_or(|(most, peer)| {
-            let open = self.of_one.borrow().get(&peer).copied();
-            open.unwrap_or_default() < most
-        });
-        let doors = has_room.then(|| self.doors.enter(limits.max_connections));
-        let Some(doors) = doors.flatten() else {
+        let bound = self.handler.most_of_one().zip(accepted.peer);
+        let caller = bound.map(|(most, peer)| self.callers.enter(peer, most));
+        let guard = match caller {
+            Some(None) => None,
+            None | Some(Some(_)) => self.doors.enter(limits.max_connections),
+        };
+        let Some(guard) = guard else {
             self.handler.refused(Rejection::Overloaded, accepted.peer);
-            // Before anything else was agreed upon nothing can be said.
-            if opening.is_none() {
+            // Before TLS was agreed upon nothing can be said.
+            let is_plain = accepted.is_plain;
+            if opening.is_none_or(|opening| opening.is_readable(is_plain)) {
                 turn_away(&accepted.stream);
             }
             return;
         };
-        let caller = bounded.map(|(_, peer)| Caller::new(self.clone(), peer));
-        tasks.spawn_local(self.serve(accepted, limits, opening, (Guard(doors), caller)));
+        tasks.spawn_local(self.serve(accepted, limits, opening, (guard, caller.flatten())));
     }
 
     async fn serve(
@@ -337,7 +303,7 @@ impl<H: Handler> Connections<H> {
         accepted: Accepted,
         limits: Limits,
         opening: Option<Arc<Opening>>,
-        _guards: (Guard, Option<Caller<H>>),
+        _guards: (Guard, Option<Caller>),
     ) {
         let began = Instant::now();
         let place = Place::new(&self);
@@ -464,40 +430,6 @@ impl<'c, H> Place<'c, H> {
 impl<H> Drop for Place<'_, H> {
     fn drop(&mut self) {
         self.here.wakers.borrow_mut().remove(&self.number);
-    }
-}
-
-/// Keeps a connection counted.
-struct Guard(Doors);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
-/// Keeps a connection counted under its address.
-struct Caller<H> {
-    here: Rc<Connections<H>>,
-    peer: IpAddr,
-}
-
-impl<H> Caller<H> {
-    fn new(here: Rc<Connections<H>>, peer: IpAddr) -> Self {
-        *here.of_one.borrow_mut().entry(peer).or_default() += 1;
-        Self { here, peer }
-    }
-}
-
-impl<H> Drop for Caller<H> {
-    fn drop(&mut self) {
-        let mut of_one = self.here.of_one.borrow_mut();
-        if let Some(open) = of_one.get_mut(&self.peer) {
-            *open -= 1;
-            if *open == 0 {
-                of_one.remove(&self.peer);
-            }
-        }
     }
 }
 

@@ -686,3 +686,59 @@ fn a_head_request_gets_no_body() {
     assert_eq!(answer.status(), 405);
     assert!(answer.body().is_empty());
 }
+
+#[test]
+fn all_requests_together_are_bounded_as_connections_are() {
+    let place = Place::with("max_connections = 4", "");
+    let body = BODY.as_bytes();
+    let mut open = [place.framed(), place.framed()];
+    for (client, stream) in [(0, 1), (0, 3), (1, 1), (1, 3)] {
+        let head = head(&format!("{client}-{stream}"), body, &[]);
+        open[client].send(&Frame::new(HEADERS, END_HEADERS, stream, &head));
+    }
+    let labels = [("endpoint", "crm")];
+    eventually("they are under way", || {
+        place.daemon.metric("hookward_in_flight", &labels) == 4.0
+    });
+    let mut client = place.client();
+    for number in 1..3 {
+        let refused = client.send(event("over", body), body);
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.headers()["retry-after"], "5");
+        assert_eq!(
+            refused.headers()["content-type"],
+            "application/problem+json"
+        );
+        let problem: serde_json::Value = serde_json::from_slice(refused.body()).unwrap();
+        assert_eq!(problem["type"], "urn:hookward:overloaded");
+        assert_eq!(place.rejections("overloaded"), f64::from(number));
+    }
+    // Who came first is served, and makes room.
+    open[0].send(&Frame::new(DATA, END_STREAM, 1, body));
+    let served = open[0].find(|frame| frame.kind == HEADERS).unwrap();
+    assert_eq!((served.stream, status(&served)), (1, Some(200)));
+    eventually("there is room", || {
+        client.send(event("next", body), body).status() == 200
+    });
+}
+
+#[test]
+fn an_unknown_path_costs_nobody_the_connection() {
+    let place = Place::new();
+    let body = BODY.as_bytes();
+    let mut client = place.framed();
+    client.request(
+        1,
+        &[
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", NAME),
+            (":path", "/nowhere"),
+        ],
+    );
+    let answer = client.find(|frame| frame.kind == HEADERS).unwrap();
+    assert_eq!(status(&answer), Some(404));
+    client.event(3, "a", body, &[]);
+    let next = client.find(|frame| frame.kind == GOAWAY || frame.stream == 3);
+    assert_eq!(status(&next.unwrap()), Some(200));
+}

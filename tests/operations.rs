@@ -10,6 +10,7 @@
 mod support;
 
 use std::{
+    io::{Read as _, Write as _},
     os::unix::fs::symlink,
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,7 +18,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{Act, BODY, Daemon, SECRET, Sender, Upstream, event, eventually, sign};
+use support::{Act, BODY, Daemon, Dir, SECRET, Sender, Upstream, event, eventually, sign};
 
 #[test]
 fn metrics_exist_from_the_start_under_their_documented_names() {
@@ -453,7 +454,6 @@ fn a_second_instance_at_a_taken_address_is_refused() {
 
 #[test]
 fn a_unix_socket_is_a_public_listener_too() {
-    use std::io::{Read as _, Write as _};
     let upstream = Upstream::new(Act::status(200));
     let directory = std::env::temp_dir().join(format!("hookward-listen-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
@@ -476,6 +476,43 @@ fn a_unix_socket_is_a_public_listener_too() {
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(!path.exists());
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn whoever_takes_a_unix_socket_over_keeps_it_when_the_first_one_ends() {
+    use std::os::unix::net::UnixStream;
+    let upstream = Upstream::new(Act::Wait(
+        b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n".to_vec(),
+    ));
+    let dir = Dir::new();
+    let path = dir.0.join("hook.sock");
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let config = format!(
+        "[server]\nlisten = [\"unix:{}\"]\n[admin]\nlisten = [\"127.0.0.1:0\"]\n{endpoint}",
+        path.display()
+    );
+    let ask = |key: &str| {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let event = event(key, BODY.as_bytes(), "Connection: close\r\n");
+        stream.write_all(&event).unwrap();
+        upstream.next_message();
+        stream
+    };
+    let mut first = Daemon::config(&config).start();
+    let mut under_way = ask("a");
+    first.signal(Signal::TERM);
+    eventually("it listens no more", || UnixStream::connect(&path).is_err());
+    let mut second = Daemon::config(&config).start();
+    upstream.release();
+    let mut answer = String::new();
+    under_way.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(first.wait().code(), Some(0));
+    drop(ask("b"));
+    upstream.release();
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait().code(), Some(0));
+    assert!(!path.exists());
 }
 
 #[test]

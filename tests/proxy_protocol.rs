@@ -77,6 +77,21 @@ fn the_sender_is_who_the_proxy_says() {
 }
 
 #[test]
+fn an_address_has_one_spelling_in_the_log() {
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = expecting(&upstream, "").start();
+    let mapped = b"PROXY TCP6 ::ffff:203.0.113.9 ::1 4660 80\r\n";
+    let mut sender = daemon.sender();
+    sender.write(mapped);
+    let reply = sender.send(&event("a", BODY.as_bytes(), "Idempotency-Key: b\r\n"));
+    assert_eq!(
+        (reply.status, reply.reason().as_str()),
+        (400, "idempotency_key")
+    );
+    daemon.wait_for_log("\"peer\":\"203.0.113.9\"");
+}
+
+#[test]
 fn a_preamble_stands_once_before_all_requests_and_before_tls() {
     let (upstream, authority, dir) = (
         Upstream::new(Act::status(200)),

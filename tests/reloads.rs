@@ -68,6 +68,17 @@ fn a_bad_file_is_one_failure_however_it_is_noticed() {
     }
 }
 
+#[test]
+fn a_change_of_who_may_read_a_file_is_noticed() {
+    use std::os::unix::fs::PermissionsExt;
+    let upstream = Upstream::new(Act::status(200));
+    let daemon = Daemon::relay(&upstream.url(), "").start();
+    let path = daemon.dir.0.join("hookward.toml");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(mode ^ 0o040)).unwrap();
+    daemon.wait_for_log("configuration reloaded");
+}
+
 /// The secret's file is a pipe: whoever reads it waits for the test.
 #[test]
 fn a_signal_that_comes_before_it_is_ready_is_heard_when_it_is() {

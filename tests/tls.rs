@@ -264,11 +264,23 @@ fn plain_http_is_told_to_use_https() {
 }
 
 #[test]
-fn an_address_can_stay_plain_beside_tls() {
+fn a_sender_without_tls_that_goes_on_sending_can_read_why_it_is_refused() {
     let (upstream, authority) = (Upstream::new(Act::status(200)), Authority::new());
-    let dir = Dir::new();
-    let pair = authority.write(&dir.0, &[NAME]);
-    let daemon = with_tls(Daemon::relay(&upstream.url(), ""), &table(&pair))
+    let (daemon, _pair, _dir) = secured(&upstream, &authority);
+    let mut stream = TcpStream::connect(daemon.public).unwrap();
+    let large = event("a", &vec![b'x'; 4 << 20], "");
+    stream.write_all(&large).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("speaks HTTPS"), "{answer}");
+}
+
+/// A daemon that speaks TLS at its first address and none at its second, and both addresses.
+fn half_secured(setup: Setup, pair: &Pair) -> (Daemon, SocketAddr, SocketAddr) {
+    let setup = with_tls(setup, &table(pair));
+    let daemon = setup
         .replace(
             "[\"127.0.0.1:0\"]\nthreads",
             "[\"127.0.0.1:0\", \"http://127.0.0.1:0\"]\nthreads",
@@ -280,8 +292,35 @@ fn an_address_can_stay_plain_beside_tls() {
     };
     let addresses: Vec<SocketAddr> = daemon.lines().iter().filter_map(line).collect();
     assert_eq!(addresses.len(), 2);
-    assert!(shown(addresses[0], NAME, &authority).is_ok());
-    let reply = Sender::connect(addresses[1]).send(&event("a", BODY.as_bytes(), ""));
+    (daemon, addresses[0], addresses[1])
+}
+
+#[test]
+fn one_connection_too_many_at_a_plain_address_beside_tls_hears_503() {
+    let (upstream, authority) = (Upstream::new(Act::status(200)), Authority::new());
+    let dir = Dir::new();
+    let pair = authority.write(&dir.0, &[NAME]);
+    let endpoint = Daemon::endpoint("crm", "/hook", &upstream.url(), "");
+    let setup = Daemon::with("", &format!("[limits]\nmax_connections = 1\n{endpoint}"));
+    let (_daemon, _, plain) = half_secured(setup, &pair);
+    let mut first = Sender::connect(plain);
+    assert_eq!(first.send(&event("a", BODY.as_bytes(), "")).status, 200);
+    let reply = Sender::connect(plain).reply();
+    assert_eq!(
+        (reply.status, reply.header("retry-after")),
+        (503, Some("5"))
+    );
+    assert!(reply.text().contains("urn:hookward:overloaded"));
+}
+
+#[test]
+fn an_address_can_stay_plain_beside_tls() {
+    let (upstream, authority) = (Upstream::new(Act::status(200)), Authority::new());
+    let dir = Dir::new();
+    let pair = authority.write(&dir.0, &[NAME]);
+    let (_daemon, secure, plain) = half_secured(Daemon::relay(&upstream.url(), ""), &pair);
+    assert!(shown(secure, NAME, &authority).is_ok());
+    let reply = Sender::connect(plain).send(&event("a", BODY.as_bytes(), ""));
     assert_eq!(reply.status, 200);
     assert_eq!(upstream.next_message().value("x-forwarded-proto"), "http");
 }

@@ -4,7 +4,10 @@ use std::{
     fs, io,
     net::SocketAddr,
     num::NonZeroUsize,
-    os::unix::{fs::FileTypeExt as _, net::UnixListener, net::UnixStream},
+    os::unix::{
+        fs::{FileTypeExt as _, MetadataExt as _},
+        net::{UnixListener, UnixStream},
+    },
     path::Path,
 };
 
@@ -22,8 +25,27 @@ const BACKLOG: i32 = 4096;
 pub(super) struct Bound {
     pub(super) address: Listen,
     sockets: Sockets,
-    /// Whether the file of a Unix socket is ours to remove.
-    is_ours: bool,
+    /// The file of a Unix socket that is ours to remove.
+    made: Option<Made>,
+}
+
+/// Which file was made, as far as it can be told from another in its place: numbers are given anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Made {
+    device: u64,
+    inode: u64,
+    at: (i64, i64),
+}
+
+impl Made {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            at: (file.mtime(), file.mtime_nsec()),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -41,9 +63,12 @@ impl Bound {
         self.sockets = Sockets::Gone;
     }
 
-    /// Takes a Unix socket's file away.
+    /// Takes a Unix socket's file away, unless another instance has put its own there: it may since
+    /// we stopped listening.
     pub(super) fn remove(&self) {
-        if let (Listen::Unix(path), true) = (&self.address, self.is_ours) {
+        if let (Listen::Unix(path), Some(made)) = (&self.address, self.made)
+            && Made::of(path) == Some(made)
+        {
             // It may be gone already; there is nothing left to do about it.
             let _ = fs::remove_file(path);
         }
@@ -72,7 +97,7 @@ fn take(passed: &mut ListenFd, number: usize) -> io::Result<Bound> {
         return Ok(Bound {
             address,
             sockets: Sockets::Tcp(vec![tcp]),
-            is_ours: false,
+            made: None,
         });
     }
     let unix = passed.take_unix_listener(number)?.ok_or_else(none)?;
@@ -85,7 +110,7 @@ fn take(passed: &mut ListenFd, number: usize) -> io::Result<Bound> {
     Ok(Bound {
         address: Listen::Unix(path),
         sockets: Sockets::Unix(unix),
-        is_ours: false,
+        made: None,
     })
 }
 
@@ -122,7 +147,7 @@ fn bind_tcp(
     Ok(Bound {
         address: kind(address),
         sockets: Sockets::Tcp(sockets),
-        is_ours: false,
+        made: None,
     })
 }
 
@@ -154,7 +179,7 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     Ok(Bound {
         address: Listen::Unix(path.into()),
         sockets: Sockets::Unix(unix),
-        is_ours: true,
+        made: Made::of(path),
     })
 }
 

@@ -87,8 +87,9 @@ fn stamps<'p>(files: impl Iterator<Item = &'p PathBuf>) -> BTreeMap<PathBuf, Sta
             data.dev(),
             data.ino(),
             data.size(),
-            data.mtime(),
-            data.mtime_nsec(),
+            // Also changed by who may read it: a key is often written first, and let be read then.
+            data.ctime(),
+            data.ctime_nsec(),
         ))
     };
     files.map(|path| (path.clone(), stamp(path))).collect()

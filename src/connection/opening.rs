@@ -4,13 +4,19 @@
 //! Owns what stands before the first request. Nothing here says anything about the request; the
 //! time it may take is counted with the first head's.
 
-use std::{fmt, io, net::IpAddr};
+use std::{fmt, io, net::IpAddr, pin::Pin};
 
 use ipnet::IpNet;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncRead as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::TlsStream;
 
-use super::preamble::{self, Client};
+use super::{
+    drain,
+    preamble::{self, Client},
+};
 use crate::{
     endpoint::is_trusted,
     rejection::{Malformation, Rejection, parting_answer},
@@ -120,6 +126,12 @@ impl Opening {
         is_any.then_some(Self { tls, proxies })
     }
 
+    /// Whether whoever connects reads HTTP, were it before they have said anything: there is no TLS to
+    /// be agreed upon.
+    pub(crate) fn is_readable(&self, is_plain: bool) -> bool {
+        is_plain || self.tls.is_none()
+    }
+
     /// Makes a connection ready for HTTP. `is_plain`: it came by a listener that speaks no TLS.
     ///
     /// # Errors
@@ -137,7 +149,7 @@ impl Opening {
             let told = told.map_err(|_| OpenFault::NoPreamble)?;
             is_secure = told.is_secure;
             match told.client {
-                Client::Ip(client) => ip = Some(client),
+                Client::Ip(client) => ip = Some(client.to_canonical()),
                 Client::Local => ip = None,
                 Client::Proxy => {}
             }
@@ -174,9 +186,9 @@ async fn handshake(tls: &Tls, mut tcp: TcpStream) -> Result<Session, OpenFault> 
         Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
             let answer = parting_answer(Rejection::Malformed(Malformation::PlainText));
             // Whether it is heard is the sender's affair; what it sent is read so that it can be.
-            let _ = tcp.try_read(&mut [0; 1024]);
             let _ = tcp.write_all(&answer).await;
             let _ = tcp.shutdown().await;
+            drain(|cx, buffer| Pin::new(&mut tcp).poll_read(cx, buffer)).await;
             return Err(OpenFault::PlainText);
         }
         Ok(_) => {}

@@ -16,9 +16,9 @@ use h2::{
     Reason, RecvStream,
     server::{Connection, SendResponse},
 };
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response};
 
-use super::{Connections, Handler, Place};
+use super::{Connections, Handler, Place, doors::Seat};
 use crate::{
     connection::{
         Verdict,
@@ -27,7 +27,7 @@ use crate::{
             exchange::{answer, pass_over, received, takes_leave},
         },
     },
-    rejection::{Malformation, Rejection},
+    rejection::{Malformation, Rejection, parting_response},
 };
 
 type Library = Connection<CarrierIo, Bytes>;
@@ -101,23 +101,27 @@ impl<H: Handler> Connections<H> {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(fault(&error)),
-                Poll::Ready(Some(Ok((request, respond)))) => match carrier.enter() {
-                    Some(passage) => self.start(passage, carrier.clone(), request, respond),
-                    None => self.turn_stream_away(carrier, respond),
-                },
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    let most = self.handler.limits().max_connections;
+                    match carrier.enter().zip(self.doors.seat(most)) {
+                        Some(admission) => self.start(admission, carrier.clone(), request, respond),
+                        None => self.turn_stream_away(carrier, &request, respond),
+                    }
+                }
             }
         }
     }
 
     fn start(
         self: &Rc<Self>,
-        passage: Passage,
+        (passage, seat): (Passage, Seat),
         carrier: Rc<Carrier>,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
     ) {
         let here = self.clone();
         let exchange = async move {
+            let _seat = seat;
             let respond = Rc::new(RefCell::new(respond));
             let (mut head, body) = request.into_parts();
             let body = Rc::new(RefCell::new(body));
@@ -143,16 +147,21 @@ impl<H: Handler> Connections<H> {
         self.streams.borrow_mut().spawn_local(exchange);
     }
 
-    /// Refuses a request for which there is no room on its connection.
-    fn turn_stream_away(&self, carrier: &Carrier, mut respond: SendResponse<Bytes>) {
+    /// Refuses a request for which there is no room.
+    fn turn_stream_away(
+        &self,
+        carrier: &Carrier,
+        request: &Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
         self.handler.refused(Rejection::Overloaded, carrier.ip());
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        if let Some(seconds) = Rejection::Overloaded.retry_after() {
-            let headers = response.headers_mut();
-            headers.insert(http::header::RETRY_AFTER, seconds);
+        let (head, body) = parting_response(Rejection::Overloaded).into_parts();
+        let is_bare = request.method() == Method::HEAD;
+        let begun = respond.send_response(Response::from_parts(head, ()), is_bare);
+        if let (Ok(mut stream), false) = (begun, is_bare) {
+            // One that its sender gave up takes nothing.
+            let _ = stream.send_data(body.into(), true);
         }
-        let _ = respond.send_response(response, true);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where connections come from: a thread's listening sockets, and what is accepted at them.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     io,
     net::IpAddr,
@@ -47,7 +48,7 @@ impl Accepted {
         let _ = tcp.set_nodelay(true);
         Self {
             stream: Stream::Tcp(tcp),
-            peer: Some(peer),
+            peer: Some(peer.to_canonical()),
             is_plain,
         }
     }
@@ -113,11 +114,20 @@ impl Listener {
     }
 }
 
-/// Accepts at any of these.
-pub(super) async fn accept(listeners: &[Listener]) -> io::Result<Accepted> {
+/// Accepts at any of these, beginning with the one whose `turn` it is: a crowd at one of them keeps
+/// nobody at another waiting.
+pub(super) async fn accept(listeners: &[Listener], turn: &Cell<usize>) -> io::Result<Accepted> {
+    let count = listeners.len();
     poll_fn(|cx| {
-        let mut each = listeners.iter().map(|listener| listener.poll_accept(cx));
-        each.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        let in_turn = listeners.iter().enumerate().cycle().skip(turn.get());
+        for (number, listener) in in_turn.take(count) {
+            let accepted = listener.poll_accept(cx);
+            if accepted.is_ready() {
+                turn.set((number + 1) % count);
+                return accepted;
+            }
+        }
+        Poll::Pending
     })
     .await
 }

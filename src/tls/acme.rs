@@ -33,6 +33,8 @@ pub(crate) const PROTOCOL: &[u8] = b"acme-tls/1";
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long an authority may take to look, and to issue.
 const LOOK: Duration = Duration::from_secs(90);
+/// How often it is looked at the clock while nothing is due.
+const LOOK_AT_CLOCK: Duration = Duration::from_hours(1);
 /// Least time between two certificates.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Waiting after an authority that was not reached, doubled up to the second.
@@ -79,6 +81,8 @@ enum Failure {
     Store(io::Error),
     /// It took too long.
     TimedOut,
+    /// What was obtained is due to be renewed already, or not for all domains.
+    Unfit,
 }
 
 impl From<Error> for Failure {
@@ -124,6 +128,10 @@ impl fmt::Display for Failure {
                 "what was obtained cannot be kept: {error}; let this user write in data_dir/acme"
             ),
             Self::TimedOut => f.write_str("it took too long; the authority may be busy"),
+            Self::Unfit => f.write_str(
+                "what the authority issued is over by this machine's clock, or not for all domains; \
+                 look at the clock",
+            ),
         }
     }
 }
@@ -139,7 +147,8 @@ impl Failure {
             | Self::Key(_)
             | Self::NoChallenge(_)
             | Self::Store(_)
-            | Self::TimedOut => (REFUSED, 3),
+            | Self::TimedOut
+            | Self::Unfit => (REFUSED, 3),
         };
         let times = factor.saturating_pow(failures.saturating_sub(1));
         first.saturating_mul(times).min(most)
@@ -182,20 +191,28 @@ impl Manager {
     pub async fn run(&self) {
         let mut failures = 0;
         loop {
-            tokio::time::sleep(self.rest(SystemTime::now())).await;
+            self.wait_until_due().await;
             let obtained = tokio::time::timeout(PATIENCE, self.obtain()).await;
             self.shown.forget_proofs();
-            let pause = match obtained.unwrap_or(Err(Failure::TimedOut)) {
+            let failure = match obtained.unwrap_or(Err(Failure::TimedOut)) {
                 Ok(certificate) => {
-                    failures = 0;
                     let ends = humantime::format_rfc3339_seconds(certificate.not_after());
                     let domains = self.settings.domains.join(", ");
                     tracing::info!(domains, %ends, "acme: certificate obtained");
                     self.shown.show(certificate);
                     self.changed.notify_one();
+                    // Asked for again at once, it would be no better.
+                    let is_due = self.rest(SystemTime::now()).is_zero();
+                    is_due.then_some(Failure::Unfit)
+                }
+                Err(failure) => Some(failure),
+            };
+            let pause = match failure {
+                None => {
+                    failures = 0;
                     PAUSE
                 }
-                Err(failure) => {
+                Some(failure) => {
                     failures += 1;
                     let pause = failure.pause(failures);
                     let again_seconds = pause.as_secs();
@@ -207,7 +224,20 @@ impl Manager {
         }
     }
 
-    /// How long what is shown is good for: a third of its time is left for what may go wrong.
+    /// Waits until another certificate is due, looking at the clock again and again: it may be set,
+    /// and timers stand still in a machine that is suspended.
+    async fn wait_until_due(&self) {
+        loop {
+            let rest = self.rest(SystemTime::now());
+            if rest.is_zero() {
+                return;
+            }
+            tokio::time::sleep(rest.min(LOOK_AT_CLOCK)).await;
+        }
+    }
+
+    /// How long what is shown is good for: a third of its time is left for what may go wrong. One
+    /// that is not valid yet is good, too: authorities date none ahead, the clock here is behind.
     fn rest(&self, now: SystemTime) -> Duration {
         self.shown
             .certificate()
@@ -219,7 +249,7 @@ impl Manager {
                     .all(|domain| names.contains(domain))
             })
             .and_then(|certificate| {
-                let left = certificate.remaining(now)?;
+                let left = certificate.not_after().duration_since(now).ok()?;
                 Some(left.saturating_sub(certificate.lifetime() / 3))
             })
             .unwrap_or_default()
@@ -322,3 +352,6 @@ async fn why_not(order: &mut Order) -> Result<Failure, Failure> {
     }
     Ok(Failure::TimedOut)
 }
+
+#[cfg(test)]
+mod tests;
