@@ -4,12 +4,15 @@
 //! decides nothing about a request.
 
 mod bind;
+mod certificates;
 mod change;
 mod descriptors;
+mod error;
 mod operator;
 mod reload;
 mod storage;
 mod supervisor;
+mod threads;
 
 use std::{
     io,
@@ -23,17 +26,17 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::{
-    runtime::{Builder, LocalOptions, LocalRuntime},
-    sync::{mpsc, watch},
-};
+use tokio::sync::{mpsc, watch};
 
 use self::{
     bind::Bound,
+    certificates::{issued, note_certificates, obtain, obtaining},
     operator::Operator,
     reload::Watcher,
-    supervisor::{Pulse, Supervisor},
+    supervisor::Supervisor,
+    threads::thread,
 };
+pub use self::{error::AppError, threads::MainThread};
 use crate::{
     admin::{News, change::Change},
     body::Budget,
@@ -45,11 +48,11 @@ use crate::{
     gate::{Gate, Live, Refusals, Shared},
     log::{self, Sampler},
     metrics::Metrics,
-    queue::{Broken, OpenError, Queue},
+    queue::{Broken, Queue},
     roster::Roster,
-    server::{self, Doors, Handler, Orders, Stage},
-    shutdown::{Signals, Wanted},
-    tls::{self, Tls, acme},
+    server::{Doors, Orders, Stage},
+    shutdown::Wanted,
+    tls::{Tls, acme},
 };
 
 /// Keys in flight at a time, over all endpoints.
@@ -65,62 +68,6 @@ const REVISION: &str = match option_env!("HOOKWARD_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
-
-/// Why the daemon did not start, or ended.
-#[derive(Debug)]
-pub enum AppError {
-    /// Something could not be bound or started: place and cause.
-    Start(String, io::Error),
-    /// Nothing can be put on disk any more.
-    Broken(Broken),
-    /// What is on disk cannot be used.
-    Queue(OpenError),
-    /// An upstream's certificates cannot be used.
-    Upstream(String),
-    /// It was told to end once more before everything in flight had finished.
-    Hurried,
-    /// A thread that has to run for ever ended.
-    ThreadEnded,
-}
-
-impl std::fmt::Display for AppError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Start(place, error) => write!(f, "{place}: {error}"),
-            Self::Broken(broken) => broken.fmt(f),
-            Self::Queue(error) => write!(f, "data_dir: {error}"),
-            Self::Upstream(fault) => f.write_str(fault),
-            Self::Hurried => {
-                f.write_str("a second signal ended it before everything in flight had finished")
-            }
-            Self::ThreadEnded => f.write_str("a thread ended by itself; see the log"),
-        }
-    }
-}
-
-impl std::error::Error for AppError {}
-
-/// The main thread's event loop, and the signals it has taken over.
-///
-/// Made before anything else: a signal that comes while things are being started waits, and does
-/// what it means when they run.
-pub struct MainThread {
-    runtime: LocalRuntime,
-    signals: Signals,
-}
-
-impl MainThread {
-    /// Takes the signals over from the system's defaults.
-    ///
-    /// # Errors
-    /// [`AppError::Start`] when the system refuses.
-    pub fn new() -> Result<Self, AppError> {
-        let failed = |error| AppError::Start("main thread".to_owned(), error);
-        let runtime = runtime().map_err(failed)?;
-        let signals = runtime.block_on(async { Signals::new() }).map_err(failed)?;
-        Ok(Self { runtime, signals })
-    }
-}
 
 /// A running hookward.
 pub struct App {
@@ -526,89 +473,10 @@ fn live(
     )
 }
 
-/// Opens what is kept of certificates from an authority, where they come from one.
-fn obtaining(config: &Config) -> Result<Option<Arc<acme::Manager>>, AppError> {
-    let (Some(settings), Some(dir)) = (config.server.acme(), &config.data_dir) else {
-        return Ok(None);
-    };
-    let dir = dir.join("acme");
-    let opened = acme::Manager::open(settings.clone(), &dir);
-    let place = || format!("cannot keep certificates in {}", dir.display());
-    Ok(Some(Arc::new(
-        opened.map_err(|error| AppError::Start(place(), error))?,
-    )))
-}
-
-/// Obtains certificates for ever, where they come from an authority.
-async fn obtain(acme: Option<&acme::Manager>) {
-    match acme {
-        Some(acme) => acme.run().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Resolves when an authority has issued another certificate.
-async fn issued(acme: Option<&acme::Manager>) {
-    match acme {
-        Some(acme) => acme.changed().notified().await,
-        None => std::future::pending().await,
-    }
-}
-
-fn note_certificates(config: &Config, shared: &Shared, acme: Option<&acme::Manager>) {
-    let files = config.server.tls.iter().flat_map(|tls| &tls.certificates);
-    let issued = acme.and_then(|acme| acme.shown().certificate());
-    let expiries = tls::expiries(files.chain(&issued));
-    shared.metrics.certificates(&expiries);
-}
-
 /// Resolves when the store is broken; never without one.
 async fn broken(queue: Option<&Queue>) -> Broken {
     match queue {
         Some(queue) => queue.broken().await,
         None => std::future::pending().await,
     }
-}
-
-fn runtime() -> io::Result<LocalRuntime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build_local(LocalOptions::default())
-}
-
-type Notices = (mpsc::Sender<()>, mpsc::Sender<io::Result<()>>);
-
-/// Starts one event loop on a thread of its own: `started` is told by dropping its sender, and
-/// `ended` stands for joining it.
-fn thread<H: Handler>(
-    name: String,
-    make: impl FnOnce() -> H + Send + 'static,
-    sockets: Vec<server::Socket>,
-    budget: Arc<Budget>,
-    doors: Doors,
-    orders: watch::Receiver<Orders<H::News>>,
-    (pulse, (started, ended)): (Pulse, Notices),
-) -> Result<(), AppError>
-where
-    H::News: Send + Sync,
-{
-    let place = name.clone();
-    let body = move || {
-        let outcome = runtime().and_then(|runtime| {
-            let run = server::run(make(), sockets, budget, doors, orders, move || {
-                drop(started)
-            });
-            runtime.block_on(pulse.beside(run))
-        });
-        if let Err(error) = &outcome {
-            tracing::error!(%error, "an event loop ended");
-        }
-        // Nobody listens any more when the process is ending.
-        let _ = ended.blocking_send(outcome);
-    };
-    std::thread::Builder::new()
-        .name(name)
-        .spawn(body)
-        .map(drop)
-        .map_err(|error| AppError::Start(place, error))
 }

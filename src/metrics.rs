@@ -5,137 +5,29 @@
 //! configuration, the sender's documented event types, reasons, outcomes. It leaves deciding what
 //! happened to others; it is only told.
 
+mod endpoint;
 mod forgetting;
+mod labels;
+mod making;
 mod queueing;
 mod readings;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntGaugeVec, Registry, TextEncoder,
 };
 
+use self::making::{blank, counter, counters, gauge, gauges, histograms, moments, register};
 pub use self::{
+    endpoint::EndpointMetrics,
+    labels::{EventLabel, Outcome},
     queueing::{Deliveries, QueueMetrics},
     readings::{Buckets, Readings, quantile},
 };
-use crate::{
-    connection::opening::OpenFault,
-    dedup::{KeyReuse, Replay},
-    endpoint::{Endpoint, EndpointName, Enforcement, EventFilter, Mode},
-    rejection::Rejection,
-    signature::KeySource,
-};
-
-/// What became of a request, as in `Hookward-Outcome` and the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The same event was delivered before.
-    Duplicate,
-    /// The upstream did not take it.
-    Failed,
-    /// Genuine, but of a type the endpoint does not want.
-    Filtered,
-    /// The upstream answered.
-    Forwarded,
-    /// On disk, to be delivered.
-    Queued,
-    /// Refused.
-    Rejected,
-    /// The upstream answered an event whose signature is missing or wrong.
-    Unverified,
-}
-
-impl Outcome {
-    const ALL: [Self; 7] = [
-        Self::Duplicate,
-        Self::Failed,
-        Self::Filtered,
-        Self::Forwarded,
-        Self::Queued,
-        Self::Rejected,
-        Self::Unverified,
-    ];
-
-    /// The word for it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Duplicate => "duplicate",
-            Self::Failed => "failed",
-            Self::Filtered => "filtered",
-            Self::Forwarded => "forwarded",
-            Self::Queued => "queued",
-            Self::Rejected => "rejected",
-            Self::Unverified => "unverified",
-        }
-    }
-
-    fn number(self) -> usize {
-        match self {
-            Self::Duplicate => 0,
-            Self::Failed => 1,
-            Self::Filtered => 2,
-            Self::Forwarded => 3,
-            Self::Queued => 4,
-            Self::Rejected => 5,
-            Self::Unverified => 6,
-        }
-    }
-}
-
-/// The label of an event type: one of the sender's five, or `other`, or `none`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventLabel(usize);
-
-impl EventLabel {
-    /// The event types that the sender documents.
-    pub const KNOWN: [&'static str; 5] = [
-        "contact.created",
-        "message.created",
-        "contact.lead.updated",
-        "conversation.created",
-        "takeover.request",
-    ];
-    const LABELS: [&'static str; 7] = [
-        "contact.created",
-        "message.created",
-        "contact.lead.updated",
-        "conversation.created",
-        "takeover.request",
-        "other",
-        "none",
-    ];
-    /// A type that could not be read, or is not known yet.
-    pub const NONE: Self = Self(6);
-
-    /// The label as text.
-    pub fn label(self) -> &'static str {
-        Self::LABELS.get(self.0).unwrap_or(&"none")
-    }
-
-    /// The label for this type.
-    pub fn of(event_type: Option<&str>) -> Self {
-        let known = |t| {
-            Self::KNOWN
-                .iter()
-                .position(|k| *k == t)
-                .map_or(Self(5), Self)
-        };
-        event_type.map_or(Self::NONE, known)
-    }
-}
-
-/// Of answers; an interim one is none.
-const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
-
-fn class(status: StatusCode) -> usize {
-    usize::from(status.as_u16() / 100).clamp(2, 5) - 2
-}
+use crate::{connection::opening::OpenFault, endpoint::EndpointName, rejection::Rejection};
 
 const SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
@@ -459,113 +351,6 @@ impl Metrics {
     pub fn key_reused(&self, endpoint: &EndpointName) {
         self.key_reuse.with_label_values(&[endpoint.as_str()]).inc();
     }
-
-    /// Resolves the handles of one endpoint; those that count exist from here on.
-    pub fn endpoint(self: &Arc<Self>, endpoint: &Endpoint) -> EndpointMetrics {
-        let name = endpoint.name.as_str();
-        let secrets = endpoint
-            .secrets
-            .names()
-            .map(|secret| self.secret_matches.with_label_values(&[name, secret]));
-        let of = EndpointMetrics {
-            requests: (0..Outcome::ALL.len() * EventLabel::LABELS.len() * CLASSES.len())
-                .map(|_| OnceLock::new())
-                .collect(),
-            rejections: Rejection::KINDS
-                .iter()
-                .map(|kind| {
-                    let labels = [name, kind.label()];
-                    is_routed(*kind).then(|| self.rejections.with_label_values(&labels))
-                })
-                .collect(),
-            duration: Outcome::ALL
-                .map(|outcome| self.duration.with_label_values(&[name, outcome.label()])),
-            upstream_duration: self.upstream_duration.with_label_values(&[name]),
-            upstream_responses: CLASSES
-                .map(|class| self.upstream_responses.with_label_values(&[name, class])),
-            upstream_errors: self.upstream_responses.with_label_values(&[name, "error"]),
-            body_bytes: self.body_bytes.with_label_values(&[name]),
-            in_flight: self.in_flight.with_label_values(&[name]),
-            key_reuse: self.key_reuse.with_label_values(&[name]),
-            replays: self.replays.with_label_values(&[name]),
-            secret_matches: secrets.collect(),
-            deliveries: self.queue.deliveries(name),
-            last_verified: OnceLock::new(),
-            name: name.to_owned(),
-            all: self.clone(),
-        };
-        let is_kept = endpoint.mode != (Mode::Relay { fallback: None });
-        self.queue
-            .limit_pending(name, is_kept.then_some(endpoint.queueing.max_pending_bytes));
-        for (secret, expiry) in endpoint.secrets.names().zip(endpoint.secrets.expiries()) {
-            if let Some(expiry) = expiry {
-                self.secret_expiry
-                    .with_label_values(&[name, secret])
-                    .set(seconds(expiry));
-            }
-        }
-        for event in (0..EventLabel::LABELS.len()).map(EventLabel) {
-            for (outcome, statuses) in endings(endpoint, event) {
-                for status in statuses {
-                    of.requests(event, outcome, *status);
-                }
-            }
-        }
-        of
-    }
-}
-
-/// What can become of a request with this label, and with a status of which classes.
-fn endings(endpoint: &Endpoint, event: EventLabel) -> Vec<(Outcome, &'static [StatusCode])> {
-    const GOOD: &[StatusCode] = &[StatusCode::OK];
-    const OTHER: &[StatusCode] = &[StatusCode::FOUND, StatusCode::BAD_REQUEST, SHED];
-    const ANY: &[StatusCode] = &[
-        StatusCode::OK,
-        StatusCode::FOUND,
-        StatusCode::BAD_REQUEST,
-        SHED,
-    ];
-    const SHED: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
-    let is_none = event == EventLabel::NONE;
-    let is_wanted = match &endpoint.events {
-        EventFilter::All => true,
-        EventFilter::Only(types) => {
-            is_none || types.iter().any(|t| EventLabel::of(Some(t)) == event)
-        }
-    };
-    let is_unwanted = endpoint.events != EventFilter::All
-        && !is_none
-        && (!is_wanted || event == EventLabel::of(Some("")));
-    let policy = endpoint.dedup.policy;
-    // Of a verified event: what its key or its body says.
-    let is_refused = policy.key_reuse == KeyReuse::Reject
-        || policy.replay == Replay::Reject
-        || matches!(endpoint.scheme.key_source(), KeySource::Pointer(_));
-    let mut endings = Vec::new();
-    if is_wanted {
-        if endpoint.mode != Mode::Queue {
-            endings.push((Outcome::Forwarded, ANY));
-        }
-        if endpoint.mode != (Mode::Relay { fallback: None }) {
-            endings.push((Outcome::Queued, GOOD));
-        }
-        endings.extend([
-            (Outcome::Duplicate, GOOD),
-            // One that waited for the first shares its status.
-            (Outcome::Failed, OTHER),
-            (Outcome::Rejected, &[SHED][..]),
-        ]);
-    }
-    if is_unwanted {
-        endings.push((Outcome::Filtered, GOOD));
-    }
-    if is_none || (is_wanted && is_refused) {
-        endings.push((Outcome::Rejected, &[StatusCode::BAD_REQUEST]));
-    }
-    if is_none && endpoint.enforcement != Enforcement::Always {
-        endings.push((Outcome::Unverified, ANY));
-    }
-    endings
 }
 
 /// The refusals that can come before a request has an endpoint.
@@ -583,14 +368,6 @@ fn unrouted_kinds() -> impl Iterator<Item = Rejection> {
     })
 }
 
-/// Whether a refusal can come when a request has an endpoint.
-fn is_routed(kind: Rejection) -> bool {
-    !matches!(
-        kind,
-        Rejection::HeadersTooLarge | Rejection::TargetTooLong | Rejection::UnknownPath
-    )
-}
-
 /// Values that are counted by their owners and read when the metrics are shown.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
@@ -604,151 +381,9 @@ pub struct Reading {
     pub evicted_by_expiry: u64,
 }
 
-/// The handles of one endpoint.
-#[derive(Debug)]
-pub struct EndpointMetrics {
-    requests: Box<[OnceLock<IntCounter>]>,
-    /// By the kind's number; `None`: it comes before any endpoint is known.
-    rejections: Vec<Option<IntCounter>>,
-    duration: [Histogram; 7],
-    /// From handing over to the head of the answer.
-    pub upstream_duration: Histogram,
-    upstream_responses: [IntCounter; CLASSES.len()],
-    /// Attempts that ended without an answer.
-    pub upstream_errors: IntCounter,
-    /// Sizes of bodies that were read whole.
-    pub body_bytes: Histogram,
-    /// Requests being handled.
-    pub in_flight: IntGauge,
-    /// Keys that came again with another body.
-    pub key_reuse: IntCounter,
-    /// Bodies that came again under another key.
-    pub replays: IntCounter,
-    secret_matches: Vec<IntCounter>,
-    /// Deliveries of what is on disk.
-    pub deliveries: Deliveries,
-    last_verified: OnceLock<Gauge>,
-    name: String,
-    all: Arc<Metrics>,
-}
-
-impl EndpointMetrics {
-    fn requests(
-        &self,
-        event: EventLabel,
-        outcome: Outcome,
-        status: StatusCode,
-    ) -> Option<&IntCounter> {
-        let class = class(status);
-        let number =
-            (outcome.number() * EventLabel::LABELS.len() + event.0) * CLASSES.len() + class;
-        let event = EventLabel::LABELS.get(event.0)?;
-        Some(self.requests.get(number)?.get_or_init(|| {
-            let labels = [
-                self.name.as_str(),
-                event,
-                outcome.label(),
-                CLASSES.get(class).unwrap_or(&"5xx"),
-            ];
-            self.all.requests.with_label_values(&labels)
-        }))
-    }
-
-    /// Counts an answer and the time it took.
-    pub fn answered(
-        &self,
-        event: EventLabel,
-        outcome: Outcome,
-        status: StatusCode,
-        took: Duration,
-    ) {
-        if let Some(counter) = self.requests(event, outcome, status) {
-            counter.inc();
-        }
-        if let Some(duration) = self.duration.get(outcome.number()) {
-            duration.observe(took.as_secs_f64());
-        }
-    }
-
-    /// Counts a refusal or failure by its reason.
-    pub fn refused(&self, rejection: Rejection) {
-        if let Some(Some(counter)) = self.rejections.get(rejection.number()) {
-            counter.inc();
-        }
-    }
-
-    /// Counts the head of an upstream's answer.
-    pub fn upstream_answered(&self, status: StatusCode, took: Duration) {
-        if let Some(counter) = self.upstream_responses.get(class(status)) {
-            counter.inc();
-        }
-        self.upstream_duration.observe(took.as_secs_f64());
-    }
-
-    /// Counts a genuine request under the number of its secret.
-    pub fn verified(&self, secret: usize, now: SystemTime) {
-        if let Some(counter) = self.secret_matches.get(secret) {
-            counter.inc();
-        }
-        let moment = || {
-            self.all
-                .last_verified
-                .with_label_values(&[self.name.as_str()])
-        };
-        self.last_verified.get_or_init(moment).set(seconds(now));
-    }
-}
-
 fn seconds(moment: SystemTime) -> f64 {
     moment
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64()
-}
-
-fn blank() -> IntCounter {
-    IntCounter::new("blank", "blank").expect("a constant name is valid")
-}
-
-fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let collector = made.expect("a constant name is valid");
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("each name is registered once");
-    collector
-}
-
-fn options(name: &str, help: &str) -> Opts {
-    Opts::new(format!("hookward_{name}"), help)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(registry, IntCounter::with_opts(options(name, help)))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::with_opts(options(name, help)))
-}
-
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(registry, IntCounterVec::new(options(name, help), labels))
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(options(name, help), labels))
-}
-
-fn moments(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-    register(registry, GaugeVec::new(options(name, help), labels))
-}
-
-fn histograms(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-    buckets: &[f64],
-) -> HistogramVec {
-    let options = HistogramOpts::new(format!("hookward_{name}"), help).buckets(buckets.to_vec());
-    register(registry, HistogramVec::new(options, labels))
 }

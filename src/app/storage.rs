@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{AppError, runtime, supervisor::Pulse};
+use super::{AppError, supervisor::Pulse, threads::runtime};
 use crate::{
     config::Config,
     control::{Control, socket},

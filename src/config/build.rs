@@ -3,7 +3,10 @@
 mod admin;
 mod endpoint;
 mod queueing;
+mod scheme;
+mod secret;
 mod tls;
+mod upstream;
 
 use std::{
     cell::RefCell,

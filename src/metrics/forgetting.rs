@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use prometheus::core::{MetricVec, MetricVecBuilder};
 
-use super::{CLASSES, EventLabel, Metrics, Outcome};
+use super::{
+    Metrics,
+    labels::{CLASSES, EventLabel, Outcome},
+};
 use crate::{endpoint::Endpoint, rejection::Rejection};
 
 impl Metrics {
