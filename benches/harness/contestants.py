@@ -73,8 +73,8 @@ def start_nginx_lua(parent, upstream_port):
     return start_nginx(parent, "nginx+lua", "nginx.conf", PROXY_CORE, upstream_port=upstream_port)
 
 
-def start_hookward(parent, upstream_port, binary, template="hookward.toml", core=PROXY_CORE):
-    home = new_dir(parent, "hookward")
+def start_hookward(parent, upstream_port, binary, template="hookward.toml", core=PROXY_CORE, name="hookward"):
+    home = new_dir(parent, name)
     port = free_port()
     with open(os.path.join(home, "secret"), "w") as secret:
         secret.write(SECRET)
@@ -87,7 +87,7 @@ def start_hookward(parent, upstream_port, binary, template="hookward.toml", core
         admin_port=free_port(),
         upstream_port=upstream_port,
     )
-    return started("hookward", [binary, "serve", "--config", config], home, port, core)
+    return started(name, [binary, "serve", "--config", config], home, port, core)
 
 
 def start_qhook(parent, upstream_port, binary):
