@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{Act, BODY, Daemon, Reply, SECRET, Setup, Upstream, event, eventually, sign};
@@ -333,15 +335,20 @@ fn dead_letters_are_listed_shown_replayed_and_dropped() {
     assert_eq!((status, &said["paused"]), (200, &true.into()));
 }
 
-#[test]
-fn quarantined_requests_are_explained_and_let_through_when_the_secret_is_mended() {
-    let upstream = Upstream::new(Act::status(200));
+/// With a mistyped secret, whose file is returned.
+fn quarantining(upstream: &Upstream) -> (Daemon, PathBuf) {
     let file = "secrets = [{ name = \"main\", file = \"FILE\" }]\n";
     let setup = Daemon::queue(&upstream.url(), &format!("{file}quarantine = \"1MiB\""));
     let secret = setup.dir().join("secret");
     std::fs::write(&secret, "a-secret-mistyped").unwrap();
     let setup = setup.replace("FILE", &secret.display().to_string());
-    let daemon = setup.operated().start();
+    (setup.operated().start(), secret)
+}
+
+#[test]
+fn quarantined_requests_are_explained_and_let_through_when_the_secret_is_mended() {
+    let upstream = Upstream::new(Act::status(200));
+    let (daemon, secret) = quarantining(&upstream);
     let operator = daemon.operator();
     let id = id_of(
         &daemon
@@ -370,12 +377,7 @@ fn quarantined_requests_are_explained_and_let_through_when_the_secret_is_mended(
 #[test]
 fn quarantined_requests_are_let_through_once_however_many_ask_for_it() {
     let upstream = Upstream::new(Act::status(200));
-    let file = "secrets = [{ name = \"main\", file = \"FILE\" }]\n";
-    let setup = Daemon::queue(&upstream.url(), &format!("{file}quarantine = \"1MiB\""));
-    let secret = setup.dir().join("secret");
-    std::fs::write(&secret, "a-secret-mistyped").unwrap();
-    let setup = setup.replace("FILE", &secret.display().to_string());
-    let daemon = setup.operated().start();
+    let (daemon, secret) = quarantining(&upstream);
     let operator = daemon.operator();
     // Without keys: nothing but their ids tells one from another.
     for number in 0..40 {

@@ -1,7 +1,10 @@
 //! HTTP/2 frames (RFC 9113 §4.1) out of fuzzed bytes, their lengths always true, so that what is in them
 //! is what varies.
 
-use crate::{requests::replace, tag, take, take_bytes};
+use crate::{
+    requests::{Signed, replace},
+    tag, take, take_bytes,
+};
 
 /// What every connection begins with: the preface, and no settings.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -13,16 +16,6 @@ const KINDS: usize = 13;
 const BODY: usize = 11;
 /// Stands for HEADERS with fields that are written as text.
 const FIELDS: usize = 12;
-
-/// Bytes to be sent, and the body over which a signature in them is made.
-pub struct Signed<'d> {
-    /// Where they are cut, each place counted from the one before.
-    pub cuts: &'d [u8],
-    /// The body.
-    pub body: &'d [u8],
-    /// What is sent.
-    pub bytes: Vec<u8>,
-}
 
 /// Reads `length cuts… length body…`, then frames, each `kind flags stream length content…`. Fields are
 /// `name: value` between line feeds, where `{sig}` stands for a signature.
