@@ -11,14 +11,9 @@ mod support;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Act, BODY, Daemon, Operator, SECRET, Sender, TOKEN, Upstream, event, eventually};
-
-const NOBODY: &str = "http://127.0.0.1:9/";
-
-fn create(operator: &Operator, name: &str, settings: &Value) -> (u16, Value) {
-    let body = json!({"name": name, "settings": settings});
-    operator.ask("POST", "/endpoints", &body)
-}
+use support::{
+    Act, BODY, Daemon, NOBODY, Operator, SECRET, Sender, TOKEN, Upstream, event, eventually,
+};
 
 /// The settings of an endpoint whose secret is the usual one.
 fn settings(path: &str, upstream: &str) -> Value {
@@ -58,7 +53,7 @@ fn what_lets_us_in_at_an_upstream_is_never_shown_and_never_told_to_another() {
     let operator = daemon.operator();
     let mut table = settings("/shop", &format!("{}?key=opens-it", upstream.url()));
     table["upstream_options"] = json!({"headers": {"X-Key": "opens-too"}});
-    let (status, said) = create(&operator, "shop", &table);
+    let (status, said) = operator.create("shop", &table);
     assert_eq!(status, 201, "{said}");
     let shown = format!("{said}{}", everything(&operator));
     assert!(
@@ -100,7 +95,7 @@ fn what_the_next_start_would_not_read_is_refused_and_what_was_there_stays() {
     let refused = loop {
         let mut table = settings(&format!("/{made}"), NOBODY);
         table["description"] = long.as_str().into();
-        match create(&operator, &format!("e{made}"), &table) {
+        match operator.create(&format!("e{made}"), &table) {
             (201, _) => made += 1,
             refused => break refused,
         }
@@ -125,7 +120,7 @@ fn an_edit_of_what_another_has_changed_meanwhile_is_refused() {
     let daemon = Daemon::relay(NOBODY, "").operated().start();
     let operator = daemon.operator();
     let table = settings("/shop", NOBODY);
-    let (_, said) = create(&operator, "shop", &table);
+    let (_, said) = operator.create("shop", &table);
     let seen = said["endpoint"]["revision"].as_str().unwrap().to_owned();
     // Meanwhile somebody switches it off; the form that was open still says on.
     let off = json!({"active": false});
@@ -153,12 +148,12 @@ fn events_of_an_endpoint_that_was_removed_are_given_to_no_other_by_accident() {
     let operator = daemon.operator();
     let mut table = settings("/shop", NOBODY);
     table["mode"] = "queue".into();
-    assert_eq!(create(&operator, "shop", &table).0, 201);
+    assert_eq!(operator.create("shop", &table).0, 201);
     assert_eq!(send(&daemon, "/shop", "a"), 200);
     let (status, _) = operator.ask("DELETE", "/endpoints/shop", &Value::Null);
     assert_eq!(status, 204);
     table["upstream"] = upstream.url().into();
-    let (status, said) = create(&operator, "shop", &table);
+    let (status, said) = operator.create("shop", &table);
     assert_eq!(
         (status, &said["type"]),
         (409, &"urn:hookward:events_waiting".into()),
@@ -179,7 +174,7 @@ fn what_is_counted_of_endpoints_goes_with_them() {
     for name in ["alpha", "beta", "gamma"] {
         let mut table = settings("/shop", &upstream.url());
         table["mode"] = "queue".into();
-        assert_eq!(create(&operator, name, &table).0, 201);
+        assert_eq!(operator.create(name, &table).0, 201);
         assert_eq!(send(&daemon, "/shop", name), 200);
         upstream.next_message();
         table["secrets"] = json!([{"name": "other", "value": SECRET}]);

@@ -15,9 +15,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{Act, BODY, Daemon, SECRET, TOKEN, Upstream, event};
-
-const NOBODY: &str = "http://127.0.0.1:9/";
+use support::{Act, BODY, Daemon, NOBODY, SECRET, TOKEN, Upstream, event};
 
 fn hookward(daemon: &Daemon, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hookward"));

@@ -10,10 +10,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Act, Daemon, Operator, Sender, TOKEN, Upstream};
-
-/// Nothing is ever sent to it.
-const NOBODY: &str = "http://127.0.0.1:9/";
+use support::{Act, Daemon, NOBODY, Operator, Sender, TOKEN, Upstream};
 
 fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")

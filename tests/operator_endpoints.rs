@@ -13,9 +13,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Act, BODY, Daemon, Operator, SECRET, Upstream, event, eventually, sign};
-
-const NOBODY: &str = "http://127.0.0.1:9/";
+use support::{Act, BODY, Daemon, NOBODY, Operator, SECRET, Upstream, event, eventually, sign};
 
 fn create(
     operator: &Operator,
@@ -28,11 +26,7 @@ fn create(
     for (key, value) in more.as_object().unwrap() {
         settings[key] = value.clone();
     }
-    operator.ask(
-        "POST",
-        "/endpoints",
-        &json!({"name": name, "settings": settings}),
-    )
+    operator.create(name, &settings)
 }
 
 fn given() -> Value {

@@ -14,6 +14,8 @@ SECRET = "a-secret-for-benches-of-40-bytes-length!"
 TEMPLATES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "contestants")
 # What its header buffer of 32 KiB takes in one piece, headers included.
 UPSTREAM_AT_ONCE_BYTES = 16 * 1024
+# API and dashboard open, and requests kept for them.
+CAPTURING = 'token = {{ file = "{}/secret" }}\ncapture = {{ events = 1000, bytes = "8MiB" }}'
 LUA_PACKAGE = "libnginx-mod-http-lua"
 
 
@@ -73,7 +75,9 @@ def start_nginx_lua(parent, upstream_port):
     return start_nginx(parent, "nginx+lua", "nginx.conf", PROXY_CORE, upstream_port=upstream_port)
 
 
-def start_hookward(parent, upstream_port, binary, template="hookward.toml", core=PROXY_CORE, name="hookward"):
+def start_hookward(
+    parent, upstream_port, binary, template="hookward.toml", core=PROXY_CORE, name="hookward", captures=False
+):
     home = new_dir(parent, name)
     port = free_port()
     with open(os.path.join(home, "secret"), "w") as secret:
@@ -86,6 +90,7 @@ def start_hookward(parent, upstream_port, binary, template="hookward.toml", core
         port=port,
         admin_port=free_port(),
         upstream_port=upstream_port,
+        admin=CAPTURING.format(home) if captures else "",
     )
     return started(name, [binary, "serve", "--config", config], home, port, core)
 

@@ -24,7 +24,7 @@ mod upstream;
 use std::time::Duration;
 
 pub(crate) use daemon::{Calm, Daemon, Dir, Setup};
-pub(crate) use operator::{Operator, TOKEN};
+pub(crate) use operator::{NOBODY, Operator, TOKEN};
 pub(crate) use recorder::{Heard, Recorder};
 pub(crate) use sender::{Reply, Sender, event, sign};
 pub(crate) use upstream::{Act, Upstream};

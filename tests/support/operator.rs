@@ -3,12 +3,15 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{HANG, Reply, Sender, Setup};
 
 /// What opens the API of every daemon here.
 pub(crate) const TOKEN: &str = "a-token-of-our-own-0123456789";
+
+/// An upstream that is allowed, where nothing is ever sent to.
+pub(crate) const NOBODY: &str = "http://127.0.0.1:9/";
 
 impl Setup {
     /// Opens its API, on disk, with upstreams on this machine allowed at run time.
@@ -37,6 +40,12 @@ impl Operator {
         let (status, said) = self.ask("GET", path, &Value::Null);
         assert_eq!(status, 200, "{path}: {said}");
         said
+    }
+
+    /// Makes an endpoint.
+    pub(crate) fn create(&self, name: &str, settings: &Value) -> (u16, Value) {
+        let body = json!({"name": name, "settings": settings});
+        self.ask("POST", "/endpoints", &body)
     }
 
     /// Asks with these header lines, each ended by CRLF.
