@@ -468,6 +468,11 @@ impl Endpoints {
             .and_then(|(number, rest)| found(number, rest))
     }
 
+    /// Whether there is one of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.iter().any(|endpoint| endpoint.name.as_str() == name)
+    }
+
     /// Every endpoint, in the order of their numbers.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Endpoint>> {
         self.all.iter()

@@ -1,6 +1,6 @@
 //! What operators change at run time: tried against the whole configuration, put on disk, in force.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{io, time::SystemTime};
 
 use rand::Rng as _;
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use super::{App, live};
 use crate::{
     admin::change::{Changed, Refused, Wish, Wrong},
     config::{self, Config, Fault},
-    endpoint::{Endpoint, EndpointName, Upstream},
+    endpoint::{EndpointName, Upstream},
     roster::{ENDPOINTS_LIMIT, Made, Roster},
     secret::SecretEncoding,
     signature::Scheme,
@@ -69,9 +69,8 @@ impl App {
         else {
             return Ok(());
         };
-        let exists = |e: &Arc<Endpoint>| e.name.as_str() == name;
         let queue = self.shared.queue.as_ref();
-        let queue = queue.filter(|_| !self.config.endpoints.iter().any(exists));
+        let queue = queue.filter(|_| !self.config.endpoints.has(name));
         let waiting = queue.and_then(|queue| queue.depths().get(name).map(|depth| depth.0));
         match waiting {
             Some(count @ 1..) => Err(Refused::Waiting(count)),
@@ -91,8 +90,9 @@ impl Plan<'_> {
     /// Puts the wish into the roster.
     fn fulfil(&mut self, wish: Wish, now: SystemTime) -> Result<(), Refused> {
         let config = self.config;
-        let exists = |name: &str| config.endpoints.iter().any(|e| e.name.as_str() == name);
-        self.roster.switches.retain(|name, _| exists(name));
+        self.roster
+            .switches
+            .retain(|name, _| config.endpoints.has(name));
         match wish {
             Wish::Create { name, settings, .. } => self.create(&name, settings, now)?,
             Wish::Edit {
@@ -127,12 +127,7 @@ impl Plan<'_> {
         if let Err(expected) = EndpointName::new(name) {
             return Err(wrong("name", format!("expected {expected}")));
         }
-        if self
-            .config
-            .endpoints
-            .iter()
-            .any(|e| e.name.as_str() == name)
-        {
+        if self.config.endpoints.has(name) {
             return Err(Refused::Conflict(format!(
                 "there is an endpoint {name} already"
             )));
