@@ -9,6 +9,7 @@
 //! event is leased to one holder at a time, of a lane one event at a time and in order; after an
 //! I/O error nothing more is acknowledged.
 
+mod arrivals;
 mod backup;
 mod clock;
 mod directory;
@@ -53,6 +54,7 @@ use self::{
 };
 
 pub use self::{
+    arrivals::Arrivals,
     directory::exposed,
     endpoint::{Endpoint, Limits, Place},
     event::{

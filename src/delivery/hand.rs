@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::queue::{self, Lease, Leases, Refused};
+use crate::queue::{Arrivals, Lease, Leases, Refused};
 
 /// Most events asked for at once, and most in hand.
 pub(super) const BATCH: usize = 64;
@@ -78,8 +78,14 @@ impl Hand {
         self.leases.push_front(lease);
     }
 
-    /// Gives the store back what is in hand: none of it was tried.
-    pub(super) fn give_back(&mut self) {
+    /// Takes what has arrived.
+    pub(super) fn welcome(&mut self, leases: Vec<Lease>) {
+        self.leases.extend(leases);
+    }
+
+    /// Gives the store back what is in hand, none of which was tried, and expects nothing.
+    pub(super) fn give_back(&mut self, arrivals: &Arrivals) {
+        arrivals.expect(0);
         self.ahead = 0;
         for lease in self.leases.drain(..) {
             lease.hand_back(None);
@@ -87,16 +93,20 @@ impl Hand {
     }
 
     /// Asks for events for this many places, and for what is worth having ahead, if the store may
-    /// have any and is not being asked. Returns whether it did.
-    pub(super) fn ask(&mut self, queue: &queue::Endpoint, places: usize, now: Instant) -> bool {
-        let wanted = (places + self.ahead).min(BATCH);
-        let wanted = wanted.saturating_sub(self.leases.len());
-        if wanted == 0 || self.next().is_none_or(|next| next > now) {
+    /// have any; expects those that arrive if it has none. Unless it is being asked. Returns whether
+    /// it was asked.
+    pub(super) fn ask(&mut self, arrivals: &Arrivals, places: usize, now: Instant) -> bool {
+        if self.asked.is_some() {
             return false;
         }
-        let queue = queue.clone();
+        let wanted = (places + self.ahead).min(BATCH);
+        let wanted = wanted.saturating_sub(self.leases.len());
+        if wanted == 0 || self.next.is_none_or(|next| next > now) {
+            arrivals.expect(wanted);
+            return false;
+        }
         self.asked = Some(Asked {
-            answer: Box::pin(async move { queue.lease(wanted).await }),
+            answer: Box::pin(arrivals.lease(wanted)),
             wanted,
             is_old: false,
         });
@@ -187,28 +197,28 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.unwrap().block_on(async {
             let (dir, endpoint) = endpoint(10).await;
-            let mut hand = Hand::new(Instant::now());
-            assert!(hand.ask(&endpoint, 2, Instant::now()));
-            assert!(!hand.ask(&endpoint, 2, Instant::now()), "it is being asked");
+            let (arrivals, mut hand) = (endpoint.arrivals(), Hand::new(Instant::now()));
+            assert!(hand.ask(&arrivals, 2, Instant::now()));
+            assert!(!hand.ask(&arrivals, 2, Instant::now()), "it is being asked");
             assert_eq!(answered(&mut hand, 3).await, 2);
             assert!(hand.take().is_some() && hand.take().is_some());
 
             // Without a place, what was missed the last time.
-            assert!(hand.ask(&endpoint, 0, Instant::now()));
+            assert!(hand.ask(&arrivals, 0, Instant::now()));
             assert_eq!(answered(&mut hand, 0).await, 3);
-            assert!(!hand.ask(&endpoint, 0, Instant::now()), "nothing ended");
+            assert!(!hand.ask(&arrivals, 0, Instant::now()), "nothing ended");
 
-            hand.give_back();
+            hand.give_back(&arrivals);
             assert!(hand.is_empty());
-            assert!(hand.ask(&endpoint, 20, Instant::now()));
+            assert!(hand.ask(&arrivals, 20, Instant::now()));
             assert_eq!(answered(&mut hand, 0).await, 8);
             let attempts = std::iter::from_fn(|| hand.take()).map(|lease| lease.attempt());
             assert_eq!(attempts.max(), Some(1));
 
-            assert!(!hand.ask(&endpoint, 20, Instant::now()), "nothing is due");
+            assert!(!hand.ask(&arrivals, 20, Instant::now()), "nothing is due");
             hand.hear(Instant::now());
-            assert!(hand.ask(&endpoint, 20, Instant::now()));
-            drop((hand, endpoint));
+            assert!(hand.ask(&arrivals, 20, Instant::now()));
+            drop((hand, arrivals, endpoint));
             std::fs::remove_dir_all(dir).unwrap();
         });
     }

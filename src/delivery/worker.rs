@@ -17,7 +17,7 @@ use crate::{
     attempt::Ended,
     gate::Lane,
     kept::Kept,
-    queue::{self, Lease, Settled},
+    queue::{self, Arrivals, Lease, Settled},
     server,
     trace::{self, Delivery},
     upstream::{Permit, Pool, Progress},
@@ -40,6 +40,7 @@ struct Running {
 pub(super) struct Worker {
     running: RefCell<Rc<Running>>,
     queue: queue::Endpoint,
+    arrivals: Arrivals,
     health: RefCell<Health>,
     /// Attempts that have ended and are being put on disk.
     unsettled: Cell<usize>,
@@ -57,6 +58,7 @@ impl Worker {
     pub(super) fn new(lane: Arc<Lane>, queue: queue::Endpoint) -> Rc<Self> {
         Rc::new(Self {
             running: RefCell::new(Rc::new(Running::new(lane))),
+            arrivals: queue.arrivals(),
             queue,
             health: RefCell::default(),
             unsettled: Cell::new(0),
@@ -94,6 +96,7 @@ impl Worker {
             tokio::select! {
                 Some(ended) = attempts.join_next() => self.note(ended),
                 answer = hand.answered() => hand.receive(answer, self.ended.get(), Instant::now()),
+                leases = self.arrivals.next() => hand.welcome(leases),
                 () = self.queue.changed() => hand.hear(Instant::now()),
                 () = self.news.notified() => {}
                 () = server::until(until.map(Into::into)) => {}
@@ -123,18 +126,19 @@ impl Worker {
         let now = Instant::now();
         loop {
             if self.is_stopping.get() || self.queue.is_paused() {
-                hand.give_back();
+                hand.give_back(&self.arrivals);
                 return None;
             }
             let (limit, is_probe) = match self.health.borrow().leave(now) {
                 Leave::Any => (BATCH, false),
                 Leave::Probe => (1, true),
                 Leave::Not(until) => {
-                    hand.give_back();
+                    hand.give_back(&self.arrivals);
                     return until;
                 }
             };
             if self.unsettled.get() >= UNSETTLED {
+                self.arrivals.expect(0);
                 return None;
             }
             let places = match upstream.room(now) {
@@ -164,7 +168,7 @@ impl Worker {
 
     /// Asks the store for events for these places, if that is worth while; else says when it is.
     fn ask(&self, hand: &mut Hand, places: usize, now: Instant) -> Until {
-        if hand.ask(&self.queue, places, now) {
+        if hand.ask(&self.arrivals, places, now) {
             self.ended.set(0);
         }
         hand.next().filter(|next| *next > now)

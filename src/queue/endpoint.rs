@@ -13,8 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use super::{
-    AppendError, Appended, AppendedLeased, Bound, Fingerprint, Key, Lease, Leases, NewEvent,
-    Refused, Seen,
+    AppendError, Appended, AppendedLeased, Arrivals, Bound, Fingerprint, Key, Lease, Leases,
+    NewEvent, Refused, Seen,
+    arrivals::Threshold,
     inbox::{Accepted, Command, Entry, Suspect, Taking},
     reader::Job,
     record::checksum,
@@ -177,6 +178,14 @@ impl Endpoint {
     /// [`Refused::Broken`] only: what is on disk goes on being delivered while nothing can be
     /// written.
     pub async fn lease(&self, limit: usize) -> Result<Leases, Refused> {
+        self.lease_or_expect(limit, None).await
+    }
+
+    pub(super) async fn lease_or_expect(
+        &self,
+        limit: usize,
+        rest: Option<Arc<Threshold>>,
+    ) -> Result<Leases, Refused> {
         // The writer would say the same, and be woken for it.
         if self.is_paused() {
             return Ok(Leases::default());
@@ -185,9 +194,15 @@ impl Endpoint {
         self.ask(|reply| Command::Lease {
             account,
             limit,
+            rest,
             reply,
         })
         .await
+    }
+
+    /// The right to its events as they arrive, from now on.
+    pub fn arrivals(&self) -> Arrivals {
+        Arrivals::new(self.clone(), self.account.new_threshold())
     }
 
     async fn ask<T>(
@@ -276,7 +291,9 @@ impl Place {
         Ok(match outcome {
             Taking::Duplicate => Appended::Duplicate { key_reused },
             // A lease that nobody asked for is given back by being dropped.
-            Taking::Leased(_) | Taking::Queued => Appended::Queued { key_reused },
+            Taking::Expected(..) | Taking::Leased(_) | Taking::Queued => {
+                Appended::Queued { key_reused }
+            }
         })
     }
 
@@ -292,7 +309,9 @@ impl Place {
         } = self.keep(event, true).await?;
         Ok(match outcome {
             Taking::Leased(lease) => AppendedLeased::Leased { lease, key_reused },
-            Taking::Duplicate | Taking::Queued => AppendedLeased::Duplicate { key_reused },
+            Taking::Duplicate | Taking::Expected(..) | Taking::Queued => {
+                AppendedLeased::Duplicate { key_reused }
+            }
         })
     }
 

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     AppendError, Fingerprint, Key, Keyed, Lease, Leases, OperateError, Refused, SettleError,
-    Settled, clock::Millis, lease::Held, shared::Account,
+    Settled, arrivals::Threshold, clock::Millis, lease::Held, shared::Account,
 };
 
 /// Most commands in one transaction.
@@ -55,6 +55,9 @@ pub(super) struct Accepted<L> {
 /// Whether an event was taken, and how.
 pub(super) enum Taking<L> {
     Duplicate,
+    /// Leased to who expected it.
+    Expected(L, Arc<Threshold>),
+    /// Leased to who appended it.
     Leased(L),
     Queued,
 }
@@ -115,6 +118,8 @@ pub(super) enum Command {
     Lease {
         account: Arc<Account>,
         limit: usize,
+        /// Where what is missing is expected.
+        rest: Option<Arc<Threshold>>,
         reply: Reply<Result<Leases, Refused>>,
     },
     Pause {

@@ -45,8 +45,16 @@ pub(super) fn apply(
         Command::Lease { account, .. } if account.paused.load(Ordering::Relaxed) => {
             Outcome::Leased(Vec::new(), None)
         }
-        Command::Lease { account, limit, .. } => {
+        Command::Lease {
+            account,
+            limit,
+            rest,
+            ..
+        } => {
             let (held, next) = lease::lease(tx, account, *limit)?;
+            if let Some(rest) = rest {
+                rest.expect(limit.saturating_sub(held.len()));
+            }
             Outcome::Leased(held, next.map(|at| at.saturating_sub(tx.now)))
         }
         Command::Pause {
@@ -97,6 +105,10 @@ pub(super) fn answer(command: Command, outcome: Outcome, shared: &Arc<Shared>) {
                 key_reused: accepted.key_reused,
                 outcome: match accepted.outcome {
                     Taking::Duplicate => Taking::Duplicate,
+                    Taking::Expected(held, threshold) => {
+                        threshold.put(Lease::new(shared.clone(), held, entry.record));
+                        Taking::Queued
+                    }
                     Taking::Leased(held) => {
                         Taking::Leased(Lease::new(shared.clone(), held, entry.record))
                     }

@@ -17,6 +17,7 @@ use super::{
     clock::Clock,
     directory::DataDir,
     fault::Fault,
+    arrivals::Threshold,
     inbox::Inbox,
     reader::Desk,
     sqlite::tally::{Tally, positive},
@@ -33,6 +34,8 @@ pub(super) struct Account {
     pub(super) changed: Notify,
     /// No live event has a lower number; see `Stats::oldest_age`.
     pub(super) oldest: AtomicI64,
+    /// Where arriving events are expected, if anywhere.
+    threshold: Mutex<Option<Arc<Threshold>>>,
     book: Mutex<Book>,
 }
 
@@ -55,12 +58,32 @@ impl Account {
             paused: AtomicBool::new(paused),
             changed: Notify::new(),
             oldest: AtomicI64::new(0),
+            threshold: Mutex::default(),
             book: Mutex::new(Book {
                 limits: None,
                 tally,
                 incoming: 0,
             }),
         }
+    }
+
+    fn threshold(&self) -> MutexGuard<'_, Option<Arc<Threshold>>> {
+        let threshold = self.threshold.lock();
+        threshold.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where arriving events are expected from now on.
+    pub(super) fn new_threshold(&self) -> Arc<Threshold> {
+        self.threshold().insert(Arc::default()).clone()
+    }
+
+    /// Where one that arrives is expected, if it is.
+    pub(super) fn expecting(&self) -> Option<Arc<Threshold>> {
+        if self.paused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let threshold = self.threshold();
+        threshold.as_ref().filter(|t| t.take_expected()).cloned()
     }
 
     /// What an operator sees of it.

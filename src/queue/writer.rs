@@ -226,6 +226,7 @@ impl Writer {
                 account,
                 limit,
                 reply,
+                ..
             } => match self.outage.lease(&self.connection, &account, limit, now) {
                 Ok(held) => hand_out(held, Some(RETRY), reply, &self.shared),
                 Err(error) => {

@@ -66,12 +66,16 @@ pub(in crate::queue) fn append(
         pass(tx, endpoint, keyed, id)?;
     }
     release(tx, account, entry)?;
-    let state = match &entry.lane {
-        _ if entry.leased => 1,
-        Some(lane) if lanes::is_used(tx.connection, endpoint, lane)? => -1,
-        _ => 0,
+    let waits = match &entry.lane {
+        Some(lane) if !entry.leased => lanes::is_used(tx.connection, endpoint, lane)?,
+        _ => false,
     };
-    let attempts = u32::from(entry.leased);
+    let expecting = (!entry.leased && !waits)
+        .then(|| account.expecting())
+        .flatten();
+    let is_leased = entry.leased || expecting.is_some();
+    let state = if waits { -1 } else { i64::from(is_leased) };
+    let attempts = u32::from(is_leased);
     let bytes = i64::try_from(entry.record.len()).unwrap_or(i64::MAX);
     tx.execute(
         "INSERT INTO event (id, endpoint, state, at, attempts, created, uuid, type, key, lane, bytes)
@@ -93,9 +97,9 @@ pub(in crate::queue) fn append(
         "INSERT INTO payload (id, crc, data) VALUES (?1, ?2, ?3)",
         params![id, entry.crc, &entry.record[..]],
     )?;
-    if entry.leased {
+    if is_leased {
         tx.count(endpoint, |tally| tally.add(Bin::Leased, bytes));
-        if let Some(lane) = &entry.lane {
+        if let Some(lane) = entry.lane.as_ref().filter(|_| entry.leased) {
             // What was the lane's next waits for the attempt that runs.
             lanes::arrange(tx, endpoint, lane)?;
         }
@@ -113,7 +117,10 @@ pub(in crate::queue) fn append(
         };
         return Ok(Ok(Accepted {
             key_reused,
-            outcome: Taking::Leased(held),
+            outcome: match expecting {
+                Some(threshold) => Taking::Expected(held, threshold),
+                None => Taking::Leased(held),
+            },
         }));
     }
     tx.count(endpoint, |tally| tally.add(Bin::Pending, bytes));

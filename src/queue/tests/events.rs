@@ -264,6 +264,70 @@ fn of_a_lane_one_event_at_a_time_goes_and_in_order() {
 }
 
 #[test]
+fn whoever_is_expected_is_leased_as_it_is_kept_and_the_rest_is_found() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let crm = queue.crm();
+        let arrivals = crm.arrivals();
+        crm.queue(event(1)).await;
+        // Of two one is there: the other is expected.
+        let found = arrivals.lease(2).await.unwrap().leases;
+        assert_eq!(found.len(), 1);
+        crm.queue(event(2)).await;
+        crm.queue(event(3)).await;
+        let arrived = arrivals.next().await;
+        let told = |l: &Lease| (l.id().as_u128(), l.attempt(), l.record().clone());
+        assert_eq!(
+            arrived.iter().map(told).collect::<Vec<_>>(),
+            [(2, 1, record_of(2))]
+        );
+        assert_eq!(crm.lease_ids().await, [3]);
+
+        // A retry is looked for as every other event.
+        for lease in arrived {
+            lease.settle(retry(HOUR)).await.unwrap();
+        }
+        queue.advance(HOUR);
+        arrivals.expect(9);
+        let again = crm.lease(9).await.unwrap().leases;
+        let attempts = again.iter().map(|l| (l.id().as_u128(), l.attempt()));
+        let mut attempts: Vec<_> = attempts.collect();
+        attempts.sort_unstable();
+        assert_eq!(attempts, [(2, 2), (3, 1)]);
+    });
+}
+
+#[test]
+fn what_nobody_took_of_what_arrived_is_given_back_untried() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let crm = queue.crm();
+        let left = crm.arrivals();
+        left.expect(2);
+        crm.queue(event(1)).await;
+        // The one made last has what comes; what is there stays with who expected it.
+        let later = crm.arrivals();
+        later.expect(1);
+        crm.queue(event(2)).await;
+        assert_eq!(later.next().await.len(), 1);
+        drop(left);
+        let back = crm.lease_one().await;
+        assert_eq!((back.id().as_u128(), back.attempt()), (1, 1));
+
+        queue.pause(&name("crm"), true).await.unwrap();
+        later.expect(1);
+        crm.queue(event(3)).await;
+        queue.pause(&name("crm"), false).await.unwrap();
+        assert_eq!(crm.lease_ids().await, [3], "nothing goes while it is held");
+        drop(later);
+        crm.queue(event(4)).await;
+        assert_eq!(crm.lease_ids().await, [3, 4], "nobody expects it");
+    });
+}
+
+#[test]
 fn bounds_refuse_before_and_after_a_body_is_read() {
     run(async {
         let dir = Dir::new();

@@ -19,6 +19,10 @@ enum Step {
     Drop {
         id: u128,
     },
+    /// So many are expected as they arrive.
+    Expect {
+        events: usize,
+    },
     Hour,
     /// The process is killed and started again; its clock may have gone wrong meanwhile.
     Kill {
@@ -57,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..6_u8, 0..2_u64, 0..4_u8).prop_map(|(key, body, lane)| Step::Append { key, body, lane }),
         1 => (0..4_u8).prop_map(|lane| Step::AppendLeased { lane }),
         1 => id.clone().prop_map(|id| Step::Drop { id }),
+        2 => (0..4_usize).prop_map(|events| Step::Expect { events }),
         3 => Just(Step::Hour),
         1 => any::<bool>().prop_map(|clock_back| Step::Kill { clock_back }),
         6 => prop::collection::vec(end, 1..6).prop_map(|endings| Step::Lease { endings }),
@@ -83,6 +88,8 @@ struct Model {
     /// Key → event, body, hour it was taken in; taken for half an hour.
     keys: BTreeMap<u8, (u128, u64, u64)>,
     hour: u64,
+    /// Events that are leased as they arrive.
+    expected: usize,
     paused: bool,
     next: u128,
 }
@@ -103,6 +110,15 @@ impl Model {
             key,
         });
         self.next
+    }
+
+    /// Whether an event of this lane is leased as it arrives.
+    fn takes(&mut self, lane: Option<u8>) -> bool {
+        let is_live = |e: &Known| matches!(e.state, State::Pending | State::Leased);
+        let waits = |e: &Known| lane.is_some() && e.lane == lane && is_live(e);
+        let takes = self.expected > 0 && !self.paused && !self.events.iter().any(waits);
+        self.expected -= usize::from(takes);
+        takes
     }
 
     fn due(&self) -> Vec<u128> {
@@ -134,6 +150,7 @@ struct Run {
     model: Model,
     dir: Dir,
     queue: Queue,
+    arrivals: Option<Arrivals>,
     leases: Vec<Lease>,
 }
 
@@ -143,6 +160,7 @@ impl Run {
         Self {
             model: Model::default(),
             queue: open(&dir),
+            arrivals: None,
             dir,
             leases: Vec::new(),
         }
@@ -171,6 +189,11 @@ impl Run {
                     self.model.events.retain(|e| e.id != id);
                     self.model.keys.retain(|_, (owner, ..)| *owner != id);
                 }
+            }
+            Step::Expect { events } => {
+                let arrivals = self.arrivals.get_or_insert_with(|| crm.arrivals());
+                arrivals.expect(events);
+                self.model.expected = events;
             }
             Step::Hour => {
                 self.queue.advance(HOUR);
@@ -211,8 +234,24 @@ impl Run {
             }
             None => {
                 assert_eq!(appended, Appended::Queued { key_reused: false });
-                let id = self.model.append(lane, key, State::Pending);
+                let is_expected = self.model.takes(lane);
+                let state = if is_expected {
+                    State::Leased
+                } else {
+                    State::Pending
+                };
+                let id = self.model.append(lane, key, state);
                 key.map(|key| self.model.keys.insert(key, (id, body, hour)));
+                if let Some(arrivals) = self.arrivals.as_ref().filter(|_| is_expected) {
+                    let arrived = arrivals.next().await;
+                    let told: Vec<_> = arrived
+                        .iter()
+                        .map(|l| (l.id().as_u128(), l.attempt()))
+                        .collect();
+                    assert_eq!(told, [(id, 1)], "what arrived");
+                    assert_eq!(*arrived[0].record(), record_of(id));
+                    self.leases.extend(arrived);
+                }
             }
         }
     }
@@ -271,6 +310,7 @@ impl Run {
         let wall_clock = start() + hours - back;
         self.queue = Queue::open(&killed, options(wall_clock)).unwrap();
         self.leases.clear();
+        (self.arrivals, self.model.expected) = (None, 0);
         self.dir = killed;
         let hour = self.model.hour;
         for event in &mut self.model.events {
