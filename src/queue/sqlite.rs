@@ -53,12 +53,13 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// Page cache, in KiB. The system's own holds the rest.
+    /// Page cache, in KiB. The system's own holds the rest. The writer's is small because SQLite looks
+    /// through all of it after each transaction that divided a page.
     fn cache_kib(self) -> i64 {
         match self {
             Self::Keeper => 1024,
             Self::Reader => 4 * 1024,
-            Self::Writer => 24 * 1024,
+            Self::Writer => 4 * 1024,
         }
     }
 }

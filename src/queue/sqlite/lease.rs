@@ -77,13 +77,15 @@ pub(in crate::queue) fn due(
     now: Millis,
     limit: usize,
 ) -> rusqlite::Result<Vec<Held>> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    // The rows come from the index in order. A limit in a parameter would have the statement prepared
+    // anew each time.
     connection
         .prepare_cached(&format!(
             "SELECT {COLUMNS} FROM event INDEXED BY event_state
-             WHERE endpoint = ?1 AND state = 0 AND at <= ?2 ORDER BY at, id LIMIT ?3"
+             WHERE endpoint = ?1 AND state = 0 AND at <= ?2 ORDER BY at, id"
         ))?
-        .query_map([endpoint, now, limit], |row| held(row, account))?
+        .query_map([endpoint, now], |row| held(row, account))?
+        .take(limit)
         .collect()
 }
 
