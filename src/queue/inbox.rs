@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Most commands in one transaction.
-const BATCH_COMMANDS: usize = 256;
+pub(super) const BATCH_COMMANDS: usize = 256;
 /// Most bytes of records in one transaction; one record may exceed it.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
@@ -238,6 +238,11 @@ impl Inbox {
     /// Whether the writer waits for something to do.
     pub(super) fn is_writer_idle(&self) -> bool {
         self.lock().is_writer_asleep
+    }
+
+    /// How many commands wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().commands.len()
     }
 
     /// Takes nothing more; what waits is still given out.

@@ -26,17 +26,18 @@ use super::{
 };
 
 /// How often the log is looked at while it grows, and while it does not.
-const BUSY_TICK: Duration = Duration::from_micros(1500);
+const BUSY_TICK: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(50);
-/// Pages worth folding in while the writer is idle. Few: the next commit waits for what the disk is
-/// busy with, and 48 pages keep it busy for about as long as a commit does.
-const STEP_PAGES: u32 = 48;
-/// Pages from which the log is folded in though the writer is not idle. Many: a page that was written
-/// a hundred times since is folded in once. Half of the writer's own bound, so that a keeper that
-/// gets little of the processor is through before the writer has to help itself.
+/// Pages worth folding in while the disk has time for it. Few: commits wait for what the disk is busy
+/// with, and these keep it busy for one or two of them.
+const STEP_PAGES: u32 = 192;
+/// Pages from which the log is folded in beside a busy writer. Many: a page that was written a hundred
+/// times since is folded in once. A quarter of the writer's own bound, so that a keeper that gets
+/// little of the processor is through before the writer has to help itself.
 const LONG_PAGES: u32 = 8 * 1024;
-/// The log's length in pages from which it is to begin anew: 16 MiB.
-const LOG_PAGES: u32 = 4 * 1024;
+/// The log's length in pages from which it is to begin anew: 64 MiB. Seldom, since a commit waits for
+/// it; not longer, since the next start after a crash reads the whole log.
+const LOG_PAGES: u32 = 16 * 1024;
 /// The most that is left for the writer then, in pages.
 const REST_PAGES: u32 = 256;
 /// How far the keeper stands back where the processors are busy (`nice(2)`).
@@ -144,14 +145,14 @@ impl Keeper {
         pages - self.folded
     }
 
-    /// In quiet moments a little at a time; beside a writer that has none, much and seldom, and then
-    /// on until it can be begun anew.
+    /// A little at a time; beside a writer that is busy, much and seldom, and then on until it can be
+    /// begun anew.
     fn must_fold(&mut self) -> bool {
         let unfolded = self.unfolded();
         let is_begun = self.folded > LOG_PAGES;
         unfolded > LONG_PAGES
             || is_begun && unfolded > 0
-            || unfolded > STEP_PAGES && self.shared.inbox.is_writer_idle()
+            || unfolded > STEP_PAGES && self.shared.has_time_to_fold()
     }
 
     /// Folds the log in beside the writer. A long one, of which little is left, the writer folds in

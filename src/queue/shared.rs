@@ -14,10 +14,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     Bound, Broken, Limits, Observer, Refused, Stats, StorageFault,
+    arrivals::Threshold,
     clock::Clock,
     directory::DataDir,
     fault::Fault,
-    arrivals::Threshold,
     inbox::Inbox,
     reader::Desk,
     sqlite::tally::{Tally, positive},
@@ -183,6 +183,8 @@ pub(super) struct Shared {
     pub(super) quarantine_places: Arc<Semaphore>,
     /// The log's length after the last commit, in pages.
     pub(super) log_pages: AtomicU32,
+    /// The writer's batches are large of late.
+    pub(super) is_writer_busy: AtomicBool,
     /// Little of the log is left to be folded in: the writer does it after its next commit.
     pub(super) fold_rest: AtomicBool,
     /// Held while the keeper folds the log in.
@@ -238,12 +240,18 @@ impl Shared {
             places: Arc::new(Semaphore::new(parts.places.min(Semaphore::MAX_PERMITS))),
             quarantine_places: Arc::new(Semaphore::new(QUARANTINE_PLACES)),
             log_pages: AtomicU32::new(0),
+            is_writer_busy: AtomicBool::new(false),
             fold_rest: AtomicBool::new(false),
             folding: Mutex::default(),
             accounts: Mutex::new(accounts.map(|a| (a.name.clone(), Arc::new(a))).collect()),
             trouble: watch::Sender::new(None),
             writer_ended: watch::Sender::new(false),
         }
+    }
+
+    /// Whether the disk has time for more than the log.
+    pub(super) fn has_time_to_fold(&self) -> bool {
+        !self.is_writer_busy.load(Ordering::Relaxed) || self.inbox.is_writer_idle()
     }
 
     /// Waits until nobody folds the log in, and keeps others from it.

@@ -18,7 +18,11 @@ use super::{
     outage::Outage,
     reader::{self, Desk},
     shared::{Account, Parts, Shared},
-    sqlite::{self, Role, lease, said, tally::Tally, tx::Tx},
+    sqlite::{
+        self, Role, lease, said,
+        tally::Tally,
+        tx::{Notes, Tx},
+    },
     writer::Writer,
 };
 use crate::endpoint::EndpointName;
@@ -32,7 +36,7 @@ pub(super) struct Threads {
 
 /// What the store knew of itself when it was opened.
 struct Known {
-    next_id: i64,
+    notes: Notes,
     clock: Millis,
     hash_secret: [u64; 2],
     accounts: Vec<Account>,
@@ -73,9 +77,8 @@ impl Threads {
             places: options.places,
             accounts: known.accounts,
         }));
-        let (next_id, outage) =
-            void(&writer, &shared, known.next_id).map_err(|e| said(&file, &e))?;
-        let writer = Writer::new(shared.clone(), writer, next_id, outage);
+        let (notes, outage) = void(&writer, &shared, known.notes).map_err(|e| said(&file, &e))?;
+        let writer = Writer::new(shared.clone(), writer, notes, outage);
         let writer = writer.map_err(|e| said(&file, &e))?;
 
         let mut threads = Self {
@@ -157,7 +160,7 @@ fn known(connection: &Connection) -> rusqlite::Result<Known> {
     let secret = u128::from_ne_bytes(secret);
     let half = |n: u128| u64::try_from(n & u128::from(u64::MAX)).unwrap_or_default();
     Ok(Known {
-        next_id,
+        notes: Notes::new(next_id, clock),
         clock,
         hash_secret: [half(secret), half(secret >> 64)],
         accounts,
@@ -166,20 +169,24 @@ fn known(connection: &Connection) -> rusqlite::Result<Known> {
 
 /// Takes back the leases of the process before, and shows whether the store can be written. While
 /// the disk takes nothing they are taken back in memory: what is on disk is delivered all the same.
-fn void(connection: &Connection, shared: &Shared, next_id: i64) -> rusqlite::Result<(i64, Outage)> {
+fn void(
+    connection: &Connection,
+    shared: &Shared,
+    notes: Notes,
+) -> rusqlite::Result<(Notes, Outage)> {
     let accounts = shared.accounts();
     let run = || {
-        let mut tx = Tx::begin(connection, shared.clock.now(), next_id)?;
+        let mut tx = Tx::begin(connection, shared.clock.now(), notes)?;
         let mut voided = 0;
         for account in &accounts {
             voided += lease::void(&mut tx, account)?;
         }
         tx.touch();
-        let (next_id, _) = tx.commit()?;
-        Ok((next_id, voided))
+        let (notes, _) = tx.commit()?;
+        Ok((notes, voided))
     };
-    let (next_id, voided, outage) = match run() {
-        Ok((next_id, voided)) => (next_id, voided, Outage::default()),
+    let (notes, voided, outage) = match run() {
+        Ok((notes, voided)) => (notes, voided, Outage::default()),
         Err(error) => {
             let Fault::Storage(fault) = Fault::of(&error, &shared.dir) else {
                 return Err(error);
@@ -190,11 +197,11 @@ fn void(connection: &Connection, shared: &Shared, next_id: i64) -> rusqlite::Res
                 voided += outage.void(connection, account, shared.clock.now())?;
             }
             shared.set_storage(Some(fault));
-            (next_id, voided, outage)
+            (notes, voided, outage)
         }
     };
     if voided > 0 {
         tracing::info!(events = voided, "attempts that did not end are repeated");
     }
-    Ok((next_id, outage))
+    Ok((notes, outage))
 }

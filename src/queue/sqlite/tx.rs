@@ -11,12 +11,40 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::tally::Tally;
 use crate::queue::{clock::Millis, shared::Account};
 
+/// How far ahead of the events' numbers the store's row is: it is written once for so many of them.
+const NUMBERS_AHEAD: i64 = 64 * 1024;
+/// How far ahead the time in the store's row is: nothing is written later than what it says.
+const TIME_AHEAD: Millis = 1000;
+
+/// What the store knows of itself, and what of it is in its row.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::queue) struct Notes {
+    /// The number of the next event.
+    next_id: i64,
+    /// The number from which a later process goes on.
+    noted_id: i64,
+    /// The time at which a later process begins at the earliest.
+    noted_time: Millis,
+}
+
+impl Notes {
+    /// As they were read from the store.
+    pub(in crate::queue) fn new(next_id: i64, clock: Millis) -> Self {
+        Self {
+            next_id,
+            noted_id: next_id,
+            noted_time: clock,
+        }
+    }
+}
+
 /// A transaction that runs. Dropped without [`Tx::commit`] it is rolled back.
 pub(in crate::queue) struct Tx<'a> {
     pub(in crate::queue) connection: &'a Connection,
     pub(in crate::queue) now: Millis,
-    next_id: i64,
+    notes: Notes,
     is_dirty: Cell<bool>,
+    must_note: Cell<bool>,
     is_open: bool,
     room_made: u64,
     /// Per `endpoint.id`.
@@ -32,18 +60,19 @@ struct Touched {
 }
 
 impl<'a> Tx<'a> {
-    /// Begins; `next_id` is the number of the next event.
+    /// Begins.
     pub(in crate::queue) fn begin(
         connection: &'a Connection,
         now: Millis,
-        next_id: i64,
+        notes: Notes,
     ) -> rusqlite::Result<Self> {
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         Ok(Self {
             connection,
             now,
-            next_id,
+            notes,
             is_dirty: Cell::new(false),
+            must_note: Cell::new(false),
             is_open: true,
             room_made: 0,
             touched: BTreeMap::new(),
@@ -53,13 +82,14 @@ impl<'a> Tx<'a> {
     /// Makes the transaction write something even if nothing else does.
     pub(in crate::queue) fn touch(&self) {
         self.is_dirty.set(true);
+        self.must_note.set(true);
     }
 
     /// A number for a new event; never given again.
     pub(super) fn new_id(&mut self) -> i64 {
         self.is_dirty.set(true);
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.notes.next_id;
+        self.notes.next_id += 1;
         id
     }
 
@@ -169,18 +199,30 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Commits and tells the accounts. Returns the number of the next event, and whether anything
+    /// Writes the store's row, if it must be written.
+    fn note(&mut self) -> rusqlite::Result<()> {
+        let notes = &mut self.notes;
+        let is_old = notes.next_id > notes.noted_id || self.now > notes.noted_time;
+        if is_old || self.must_note.get() {
+            notes.noted_id = notes.next_id.saturating_add(NUMBERS_AHEAD);
+            notes.noted_time = self.now.saturating_add(TIME_AHEAD);
+            self.connection
+                .prepare_cached("UPDATE store SET next_id = ?1, clock = ?2")?
+                .execute([notes.noted_id, notes.noted_time])?;
+        }
+        Ok(())
+    }
+
+    /// Commits and tells the accounts. Returns what to begin the next one with, and whether anything
     /// was written.
-    pub(in crate::queue) fn commit(mut self) -> rusqlite::Result<(i64, bool)> {
+    pub(in crate::queue) fn commit(mut self) -> rusqlite::Result<(Notes, bool)> {
         if self.is_dirty.get() {
             for (endpoint, touched) in &self.touched {
                 if touched.change != Tally::default() {
                     touched.change.save(self.connection, *endpoint)?;
                 }
             }
-            self.connection
-                .prepare_cached("UPDATE store SET next_id = ?1, clock = ?2")?
-                .execute([self.next_id, self.now])?;
+            self.note()?;
         }
         // Everything in the transaction is on disk when this returns (`synchronous=FULL`): only
         // from here on may any of it be acknowledged.
@@ -204,7 +246,7 @@ impl<'a> Tx<'a> {
                 account.changed.notify_one();
             }
         }
-        Ok((self.next_id, self.is_dirty.get()))
+        Ok((self.notes, self.is_dirty.get()))
     }
 }
 

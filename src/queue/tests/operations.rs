@@ -393,7 +393,7 @@ fn the_log_stays_within_its_bound_beside_a_writer_that_never_rests() {
         let crm = queue.endpoint(&name("crm"), Some(limits));
         let mut appends = tokio::task::JoinSet::new();
         let record = Bytes::from(vec![7; 128 * 1024]);
-        for id in 1..=1000 {
+        for id in 1..=2000 {
             if appends.len() == 16 {
                 appends.join_next().await;
             }
@@ -405,9 +405,9 @@ fn the_log_stays_within_its_bound_beside_a_writer_that_never_rests() {
             appends.spawn(async move { crm.queue(event).await });
         }
         appends.join_all().await;
-        // The file is as long as the log ever was: 16 Ki pages, and a transaction more.
+        // The file is as long as the log ever was: 32 Ki pages, and a transaction more.
         let log = fs::metadata(dir.join("queue.sqlite3-wal")).unwrap().len();
-        assert!(log < 70 * MIB, "{} MiB", log / MIB);
-        assert!(dir.store().metadata().unwrap().len() > 64 * MIB);
+        assert!(log < 134 * MIB, "{} MiB", log / MIB);
+        assert!(dir.store().metadata().unwrap().len() > 128 * MIB);
     });
 }
