@@ -1,10 +1,9 @@
 //! What a worker has in hand: events leased before there is a place for them, and the question for
 //! more.
 //!
-//! The store answers when a commit is on disk, which takes as long as many an attempt. A worker that
-//! asked only once places are free would leave them empty meanwhile, so it asks for as many more as
-//! places became free while it was waiting for the last answer: none while little comes or the
-//! upstream is slow.
+//! The store gives events out when a commit is on disk, which takes as long as many an attempt. A worker
+//! that asked only once places are free would leave them empty meanwhile, so it asks for as many more as
+//! attempts ended of late: none while little comes or the upstream is slow.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +14,11 @@ use std::{
 use crate::queue::{Arrivals, Lease, Leases, Refused};
 
 /// Most events asked for at once, and most in hand.
-pub(super) const BATCH: usize = 64;
+pub(super) const BATCH: usize = 256;
+/// Bytes of records worth having ahead, about.
+const AHEAD_BYTES: usize = 4 * 1024 * 1024;
+/// How long "of late" is: a few commits.
+const LATE: Duration = Duration::from_millis(10);
 /// When the store is asked again after it was out of order.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -25,8 +28,12 @@ type Answer = Result<Leases, Refused>;
 pub(super) struct Hand {
     leases: VecDeque<Lease>,
     asked: Option<Asked>,
-    /// How many more than there are places for are worth asking for.
+    /// Attempts that ended of late: how many more than there are places for are worth asking for.
     ahead: usize,
+    /// Attempts that have ended since then.
+    ended: (usize, Instant),
+    /// Bytes of a record, on average of the last eight or so.
+    record_bytes: usize,
     /// When the store may have more; `None`: news tell.
     next: Option<Instant>,
 }
@@ -46,6 +53,8 @@ impl Hand {
             leases: VecDeque::new(),
             asked: None,
             ahead: 0,
+            ended: (0, now),
+            record_bytes: 0,
             next: Some(now),
         }
     }
@@ -58,6 +67,18 @@ impl Hand {
     /// When it is worth asking; `None`: when news come.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next.filter(|_| self.asked.is_none())
+    }
+
+    /// Counts attempts that have ended.
+    pub(super) fn count(&mut self, ended: usize, now: Instant) {
+        let (count, since) = &mut self.ended;
+        *count += ended;
+        let passed = now.saturating_duration_since(*since);
+        if passed >= LATE {
+            // After a pause none ended of late.
+            self.ahead = if passed < 2 * LATE { *count } else { 0 };
+            (*count, *since) = (0, now);
+        }
     }
 
     /// The store may have more from now on.
@@ -80,6 +101,9 @@ impl Hand {
 
     /// Takes what has arrived.
     pub(super) fn welcome(&mut self, leases: Vec<Lease>) {
+        for lease in &leases {
+            self.record_bytes = (self.record_bytes * 7 + lease.record().len()) / 8;
+        }
         self.leases.extend(leases);
     }
 
@@ -93,24 +117,23 @@ impl Hand {
     }
 
     /// Asks for events for this many places, and for what is worth having ahead, if the store may
-    /// have any; expects those that arrive if it has none. Unless it is being asked. Returns whether
-    /// it was asked.
-    pub(super) fn ask(&mut self, arrivals: &Arrivals, places: usize, now: Instant) -> bool {
+    /// have any; expects those that arrive if it has none. Does nothing while the store is being asked.
+    pub(super) fn ask(&mut self, arrivals: &Arrivals, places: usize, now: Instant) {
         if self.asked.is_some() {
-            return false;
+            return;
         }
-        let wanted = (places + self.ahead).min(BATCH);
+        let ahead = self.ahead.min(AHEAD_BYTES / self.record_bytes.max(1));
+        let wanted = (places + ahead).min(BATCH);
         let wanted = wanted.saturating_sub(self.leases.len());
         if wanted == 0 || self.next.is_none_or(|next| next > now) {
             arrivals.expect(wanted);
-            return false;
+            return;
         }
         self.asked = Some(Asked {
             answer: Box::pin(arrivals.lease(wanted)),
             wanted,
             is_old: false,
         });
-        true
     }
 
     /// The store's answer; never resolves while nothing is asked. May be dropped and called again.
@@ -121,17 +144,15 @@ impl Hand {
         }
     }
 
-    /// Takes the store's answer; `ended` attempts have ended since it was asked, whose places were
-    /// empty meanwhile or would have been.
-    pub(super) fn receive(&mut self, answer: Answer, ended: usize, now: Instant) {
+    /// Takes the store's answer.
+    pub(super) fn receive(&mut self, answer: Answer, now: Instant) {
         let Some(asked) = self.asked.take() else {
             return;
         };
-        self.ahead = ended;
         self.next = match answer {
             Ok(leased) => {
                 let has_more = asked.is_old || leased.leases.len() == asked.wanted;
-                self.leases.extend(leased.leases);
+                self.welcome(leased.leases);
                 let due = leased.next_due.map(|due| due.max(Duration::from_millis(1)));
                 if has_more {
                     Some(now)
@@ -184,40 +205,53 @@ mod tests {
         (dir, endpoint)
     }
 
-    /// Waits for the answer, during which so many attempts end; how many were leased.
-    async fn answered(hand: &mut Hand, ended: usize) -> usize {
+    /// How many were leased.
+    async fn answered(hand: &mut Hand) -> usize {
         let answer = hand.answered().await;
         let before = hand.leases.len();
-        hand.receive(answer, ended, Instant::now());
+        hand.receive(answer, Instant::now());
         hand.leases.len() - before
     }
 
     #[test]
-    fn as_many_are_leased_ahead_as_attempts_ended_meanwhile_and_given_back_untried() {
+    fn as_many_are_leased_ahead_as_attempts_ended_of_late_and_given_back_untried() {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.unwrap().block_on(async {
             let (dir, endpoint) = endpoint(10).await;
-            let (arrivals, mut hand) = (endpoint.arrivals(), Hand::new(Instant::now()));
-            assert!(hand.ask(&arrivals, 2, Instant::now()));
-            assert!(!hand.ask(&arrivals, 2, Instant::now()), "it is being asked");
-            assert_eq!(answered(&mut hand, 3).await, 2);
+            let start = Instant::now();
+            let (arrivals, mut hand) = (endpoint.arrivals(), Hand::new(start));
+            let is_asked = |hand: &mut Hand, places| {
+                hand.ask(&arrivals, places, Instant::now());
+                hand.asked.is_some()
+            };
+            assert!(is_asked(&mut hand, 2));
+            assert_eq!(answered(&mut hand).await, 2);
             assert!(hand.take().is_some() && hand.take().is_some());
+            assert!(!is_asked(&mut hand, 0), "nothing ended");
 
-            // Without a place, what was missed the last time.
-            assert!(hand.ask(&arrivals, 0, Instant::now()));
-            assert_eq!(answered(&mut hand, 0).await, 3);
-            assert!(!hand.ask(&arrivals, 0, Instant::now()), "nothing ended");
+            // Without a place, what ended of late.
+            hand.count(3, start + LATE);
+            assert!(is_asked(&mut hand, 0));
+            assert_eq!(answered(&mut hand).await, 3);
+            assert!(!is_asked(&mut hand, 0), "as many are in hand");
+            hand.record_bytes = AHEAD_BYTES / 2;
+            hand.give_back(&arrivals);
+            hand.count(9, start + 2 * LATE);
+            assert!(is_asked(&mut hand, 0));
+            assert_eq!(answered(&mut hand).await, 2, "large ones");
+            hand.count(1, start + 5 * LATE);
+            assert_eq!(hand.ahead, 0, "that was long ago");
 
             hand.give_back(&arrivals);
             assert!(hand.is_empty());
-            assert!(hand.ask(&arrivals, 20, Instant::now()));
-            assert_eq!(answered(&mut hand, 0).await, 8);
+            assert!(is_asked(&mut hand, 20));
+            assert_eq!(answered(&mut hand).await, 8);
             let attempts = std::iter::from_fn(|| hand.take()).map(|lease| lease.attempt());
             assert_eq!(attempts.max(), Some(1));
 
-            assert!(!hand.ask(&arrivals, 20, Instant::now()), "nothing is due");
+            assert!(!is_asked(&mut hand, 20), "nothing is due");
             hand.hear(Instant::now());
-            assert!(hand.ask(&arrivals, 20, Instant::now()));
+            assert!(is_asked(&mut hand, 20));
             drop((hand, arrivals, endpoint));
             std::fs::remove_dir_all(dir).unwrap();
         });

@@ -44,7 +44,7 @@ pub(super) struct Worker {
     health: RefCell<Health>,
     /// Attempts that have ended and are being put on disk.
     unsettled: Cell<usize>,
-    /// Attempts that have ended since the store was asked for events.
+    /// Attempts that have ended and were not counted.
     ended: Cell<usize>,
     is_stopping: Cell<bool>,
     /// Something was said or has ended that may let attempts begin.
@@ -95,7 +95,7 @@ impl Worker {
             }
             tokio::select! {
                 Some(ended) = attempts.join_next() => self.note(ended),
-                answer = hand.answered() => hand.receive(answer, self.ended.get(), Instant::now()),
+                answer = hand.answered() => hand.receive(answer, Instant::now()),
                 leases = self.arrivals.next() => hand.welcome(leases),
                 () = self.queue.changed() => hand.hear(Instant::now()),
                 () = self.news.notified() => {}
@@ -124,6 +124,7 @@ impl Worker {
         let running = self.running.borrow().clone();
         let upstream = &running.lane.upstream;
         let now = Instant::now();
+        hand.count(self.ended.take(), now);
         loop {
             if self.is_stopping.get() || self.queue.is_paused() {
                 hand.give_back(&self.arrivals);
@@ -168,9 +169,7 @@ impl Worker {
 
     /// Asks the store for events for these places, if that is worth while; else says when it is.
     fn ask(&self, hand: &mut Hand, places: usize, now: Instant) -> Until {
-        if hand.ask(&self.arrivals, places, now) {
-            self.ended.set(0);
-        }
+        hand.ask(&self.arrivals, places, now);
         hand.next().filter(|next| *next > now)
     }
 
