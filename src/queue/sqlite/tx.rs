@@ -199,17 +199,22 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Writes the store's row, if it must be written.
+    /// Writes the store's row, if it must be written. Ahead only for those who go on: a process that
+    /// does no more than begin and end must not make time jump, however often it does.
     fn note(&mut self) -> rusqlite::Result<()> {
         let notes = &mut self.notes;
         let is_old = notes.next_id > notes.noted_id || self.now > notes.noted_time;
-        if is_old || self.must_note.get() {
-            notes.noted_id = notes.next_id.saturating_add(NUMBERS_AHEAD);
-            notes.noted_time = self.now.saturating_add(TIME_AHEAD);
-            self.connection
-                .prepare_cached("UPDATE store SET next_id = ?1, clock = ?2")?
-                .execute([notes.noted_id, notes.noted_time])?;
-        }
+        let (numbers, time) = match (self.must_note.get(), is_old) {
+            // Not what is in the row: SQLite writes nothing where nothing changes.
+            (true, _) => (0, 1),
+            (false, true) => (NUMBERS_AHEAD, TIME_AHEAD),
+            (false, false) => return Ok(()),
+        };
+        notes.noted_id = notes.next_id.saturating_add(numbers);
+        notes.noted_time = self.now.saturating_add(time);
+        self.connection
+            .prepare_cached("UPDATE store SET next_id = ?1, clock = ?2")?
+            .execute([notes.noted_id, notes.noted_time])?;
         Ok(())
     }
 

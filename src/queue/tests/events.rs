@@ -410,6 +410,27 @@ fn a_clock_set_back_an_hour_between_runs_leaves_the_schedule_as_it_was() {
 }
 
 #[test]
+fn however_often_it_is_opened_and_closed_time_does_not_jump() {
+    run(async {
+        let dir = Dir::new();
+        let queue = open(&dir);
+        let crm = queue.crm();
+        crm.queue(event(1)).await;
+        let retried = crm.lease_one().await.settle(retry(HOUR)).await;
+        retried.unwrap();
+        queue.close().await;
+        drop((crm, queue));
+        for _ in 0..20 {
+            let queue = open(&dir);
+            queue.close().await;
+        }
+        let queue = open(&dir);
+        let due = queue.crm().lease(1).await.unwrap().next_due.unwrap();
+        assert!(due > HOUR - Duration::from_secs(10), "{due:?}");
+    });
+}
+
+#[test]
 fn after_close_nothing_is_taken_and_everything_taken_is_there() {
     run(async {
         let dir = Dir::new();
