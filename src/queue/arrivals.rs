@@ -27,7 +27,8 @@ impl Arrivals {
         }
     }
 
-    /// Expects so many events from now on, instead of those still expected.
+    /// Expects so many events from now on, instead of those still expected; those that have arrived and
+    /// were not taken are among them.
     pub fn expect(&self, events: usize) {
         self.threshold.expect(events);
     }
@@ -93,7 +94,7 @@ impl Threshold {
     pub(super) fn expect(&self, events: usize) {
         let mut within = self.lock();
         if !within.is_gone {
-            within.expected = events;
+            within.expected = events.saturating_sub(within.leases.len());
         }
     }
 

@@ -14,7 +14,7 @@ use crate::queue::{clock::Millis, shared::Account};
 /// How far ahead of the events' numbers the store's row is: it is written once for so many of them.
 const NUMBERS_AHEAD: i64 = 64 * 1024;
 /// How far ahead the time in the store's row is: nothing is written later than what it says.
-const TIME_AHEAD: Millis = 1000;
+const TIME_AHEAD: Millis = 250;
 
 /// What the store knows of itself, and what of it is in its row.
 #[derive(Clone, Copy, Debug)]
