@@ -291,9 +291,7 @@ impl Place {
         Ok(match outcome {
             Taking::Duplicate => Appended::Duplicate { key_reused },
             // A lease that nobody asked for is given back by being dropped.
-            Taking::Expected(..) | Taking::Leased(_) | Taking::Queued => {
-                Appended::Queued { key_reused }
-            }
+            Taking::Leased(_) | Taking::Queued => Appended::Queued { key_reused },
         })
     }
 
@@ -309,9 +307,7 @@ impl Place {
         } = self.keep(event, true).await?;
         Ok(match outcome {
             Taking::Leased(lease) => AppendedLeased::Leased { lease, key_reused },
-            Taking::Duplicate | Taking::Expected(..) | Taking::Queued => {
-                AppendedLeased::Duplicate { key_reused }
-            }
+            Taking::Duplicate | Taking::Queued => AppendedLeased::Duplicate { key_reused },
         })
     }
 

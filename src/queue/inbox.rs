@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -45,18 +46,18 @@ pub(super) struct Suspect {
     pub(super) record: Bytes,
 }
 
-/// What became of an append.
-pub(super) struct Accepted<L> {
+/// What became of an append. Who appended hears nothing of `E`.
+pub(super) struct Accepted<L, E = Infallible> {
     /// The key came with another body before.
     pub(super) key_reused: bool,
-    pub(super) outcome: Taking<L>,
+    pub(super) outcome: Taking<L, E>,
 }
 
 /// Whether an event was taken, and how.
-pub(super) enum Taking<L> {
+pub(super) enum Taking<L, E = Infallible> {
     Duplicate,
     /// Leased to who expected it.
-    Expected(L, Arc<Threshold>),
+    Expected(E),
     /// Leased to who appended it.
     Leased(L),
     Queued,
@@ -94,6 +95,9 @@ pub(super) enum Purge {
     /// Quarantined requests beyond the bound.
     Quarantine,
 }
+
+/// An event that was expected, and where.
+pub(super) type Expected = (Held, Arc<Threshold>);
 
 type Reply<T> = oneshot::Sender<T>;
 

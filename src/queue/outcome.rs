@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::{
     AppendError, Lease, Leases, OperateError, Refused, SettleError, StorageFault,
     clock::{Millis, duration},
-    inbox::{Accepted, Command, Taking},
+    inbox::{Accepted, Command, Expected, Taking},
     lease::Held,
     reader::Job,
     shared::Shared,
@@ -20,7 +20,7 @@ use super::{
 
 /// What a command came to within its transaction.
 pub(super) enum Outcome {
-    Appended(Result<Accepted<Held>, AppendError>),
+    Appended(Result<Accepted<Held, Expected>, AppendError>),
     Changed(u64),
     Done,
     Leased(Vec<Held>, Option<Millis>),
@@ -105,7 +105,7 @@ pub(super) fn answer(command: Command, outcome: Outcome, shared: &Arc<Shared>) {
                 key_reused: accepted.key_reused,
                 outcome: match accepted.outcome {
                     Taking::Duplicate => Taking::Duplicate,
-                    Taking::Expected(held, threshold) => {
+                    Taking::Expected((held, threshold)) => {
                         threshold.put(Lease::new(shared.clone(), held, entry.record));
                         Taking::Queued
                     }

@@ -108,7 +108,7 @@ impl Writer {
 
     /// Lets more come together after a batch of so many, so that the next sync serves more of them.
     fn rest(&mut self, count: usize) {
-        self.load = (self.load * 7 + count.min(BATCH_COMMANDS) * LOAD_SCALE) / 8;
+        self.load = (self.load * 7 + count * LOAD_SCALE) / 8;
         let is_busy = self.load >= BUSY * LOAD_SCALE;
         self.shared.is_writer_busy.store(is_busy, Ordering::Relaxed);
         if count >= SEVERAL && self.shared.inbox.waiting() < ENOUGH {

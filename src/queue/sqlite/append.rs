@@ -15,7 +15,7 @@ use crate::{
     queue::{
         AppendError, Bound, Fingerprint, Key, Keyed, Refused,
         clock::{Millis, millis},
-        inbox::{Accepted, Entry, Suspect, Taking},
+        inbox::{Accepted, Entry, Expected, Suspect, Taking},
         lease::Held,
         outage::Relayed,
         shared::Account,
@@ -27,7 +27,7 @@ pub(in crate::queue) fn append(
     tx: &mut Tx<'_>,
     account: &Arc<Account>,
     entry: &Entry,
-) -> rusqlite::Result<Result<Accepted<Held>, AppendError>> {
+) -> rusqlite::Result<Result<Accepted<Held, Expected>, AppendError>> {
     // Who looks a second time at a request may do it twice at once; without a key nothing else tells.
     if entry.quarantined.is_some() && is_event(tx, entry)? {
         return Ok(Ok(Accepted {
@@ -118,7 +118,7 @@ pub(in crate::queue) fn append(
         return Ok(Ok(Accepted {
             key_reused,
             outcome: match expecting {
-                Some(threshold) => Taking::Expected(held, threshold),
+                Some(threshold) => Taking::Expected((held, threshold)),
                 None => Taking::Leased(held),
             },
         }));
